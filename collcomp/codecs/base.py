@@ -1,0 +1,221 @@
+"""The contract of a codec: values to a frame and back. A codec knows neither ranks nor transports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from collcomp.errors import FrameError
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
+
+__all__ = ["Codec", "working_dtype"]
+
+_NARROW = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+_WIDE = {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def working_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that values of `dtype` are summed in: float32 for 16-bit floats, else `dtype` itself."""
+    return np.dtype(np.float32) if dtype in _NARROW else dtype
+
+
+class Codec(ABC):
+    """Encodes one-dimensional contiguous arrays into frames and decodes them.
+
+    Subclasses are frozen dataclasses: their fields are their whole configuration, which gives `repr`, `==`, `hash`,
+    `spec` and `get_config` for free. They are stateless; what an operation has to remember (residuals) is passed in.
+
+    A family implements `max_payload_nbytes`, `_encode` and `_decode`; it overrides `_decode_add`, `_encode_keep` and
+    `_encode_feedback` where one fused pass is faster. The underscored methods see values in a working dtype (float32
+    or float64) and the bare payload; the public ones add the header, its checks, and 16-bit floats.
+    """
+
+    #: Name in specs.
+    codec_id: ClassVar[str]
+    #: Number in frames; never reused.
+    number: ClassVar[int]
+    #: One line for `collcomp codecs`.
+    summary: ClassVar[str]
+    #: Decoding gives back the very bits.
+    lossless: ClassVar[bool] = False
+    #: Encoded payloads may be added without decoding.
+    summable: ClassVar[bool] = False
+    #: x <= y implies decoded(x) <= decoded(y) for any two elements anywhere, so MAX and MIN keep their meaning.
+    monotone: ClassVar[bool] = False
+    #: Frames hold a selection of the elements: sums are gathered, not re-encoded.
+    sparse: ClassVar[bool] = False
+    #: The payload is the message's own bytes, so it may be sent from and received into the user's memory.
+    verbatim: ClassVar[bool] = False
+    #: Elements that are encoded together; segments are cut at multiples of it.
+    block: int = 1
+    #: Error feedback is on: calls must name a `key`.
+    feedback: bool = False
+
+    # ------------------------------------------------------------------ what a family implements
+
+    @abstractmethod
+    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """Upper bound of the payload of `count` elements of working dtype `dtype`, whatever their values."""
+
+    @abstractmethod
+    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        """Encode `src` into `payload` (uint8, large enough); return (payload bytes, the header's `extra`)."""
+
+    @abstractmethod
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        """Decode into `dst` (`frame.count` elements); `FrameError` when the payload contradicts the header."""
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        decoded = np.empty_like(acc)
+        self._decode(frame, decoded)
+        acc += decoded
+
+    def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        nbytes, extra = self._encode(src, payload, stream)
+        self._decode(self._frame_of(src, payload[:nbytes], extra), kept)
+        return nbytes, extra
+
+    def _encode_feedback(
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+    ) -> tuple[int, int]:
+        residual += src
+        nbytes, extra = self._encode(residual, payload, stream)
+        decoded = np.empty_like(residual)
+        self._decode(self._frame_of(residual, payload[:nbytes], extra), decoded)
+        # Not a plain subtraction: a NaN or Inf was sent as it is, nothing of it may stay behind.
+        np.subtract(residual, decoded, out=residual, where=np.isfinite(decoded))
+        residual[~np.isfinite(decoded)] = 0
+        return nbytes, extra
+
+    # ------------------------------------------------------------------ what callers use
+
+    def max_encoded_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """Upper bound of the frame of `count` elements of a message of `dtype`, in bytes, header included."""
+        return HEADER_NBYTES + self.max_payload_nbytes(count, dtype if self.verbatim else working_dtype(dtype))
+
+    def encode(self, src: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0) -> int:
+        """Encode `src` into the frame `dst`.
+
+        Parameters
+        ----------
+        src : ndarray, shape (count,)
+            The values; float32 or float64, or a 16-bit float, which is widened first.
+        dst : ndarray of uint8
+            At least `max_encoded_nbytes` long, aligned to 64 bytes for speed.
+        envelope : Envelope, optional
+            The message that this frame is a part of; `src` alone by default.
+        stream : int
+            Number of the random stream (stochastic codecs): equal streams give equal frames.
+
+        Returns
+        -------
+        int
+            Bytes written.
+        """
+        values = self._widen(src)
+        return self._finish(dst, src, envelope, self._encode(values, dst[HEADER_NBYTES:], stream))
+
+    def encode_keep(
+        self, src: np.ndarray, kept: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
+    ) -> int:
+        """`encode`, and write what a receiver will decode into `kept` (may be `src` itself, or a narrower dtype)."""
+        values = self._widen(src)
+        wide = kept if kept.dtype == values.dtype else np.empty_like(values)
+        written = self._finish(dst, src, envelope, self._encode_keep(values, wide, dst[HEADER_NBYTES:], stream))
+        if wide is not kept:
+            kept[...] = wide
+        return written
+
+    def encode_feedback(
+        self, src: np.ndarray, residual: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
+    ) -> int:
+        """Encode ``src + residual`` and leave in `residual` (working dtype) what did not fit into the frame."""
+        values = self._widen(src)
+        outcome = self._encode_feedback(values, residual, dst[HEADER_NBYTES:], stream)
+        return self._finish(dst, src, envelope, outcome)
+
+    def decode(self, frame: Frame, dst: np.ndarray) -> None:
+        """Decode `frame` into `dst` (its message's dtype or its working dtype); `FrameError` when it does not fit."""
+        self.check(frame, dst.size)
+        self._check_dtype(frame, dst.dtype)
+        if dst.dtype in _NARROW and not self.verbatim:
+            wide = np.empty(dst.size, np.float32)
+            self._decode(frame, wide)
+            with np.errstate(over="ignore"):
+                dst[...] = wide
+        else:
+            self._decode(frame, dst)
+
+    def decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        """Decode `frame` and add it to `acc` (working dtype)."""
+        self.check(frame, acc.size)
+        self._check_dtype(frame, acc.dtype)
+        self._decode_add(frame, acc)
+
+    def check(self, frame: Frame, count: int) -> None:
+        """`FrameError` unless `frame` comes from an equal codec and holds `count` elements."""
+        if frame.codec != self.number:
+            raise FrameError(f"codec: the sender used codec number {frame.codec}, this rank {self.spec!r}")
+        if frame.config != self.digest:
+            raise FrameError(f"codec: the sender used {self.codec_id!r} with other parameters than {self.spec!r}")
+        if frame.count != count:
+            raise FrameError(f"count: the sender's frame holds {frame.count} elements, this rank expects {count}")
+        limit = self.max_encoded_nbytes(count, frame.dtype) - HEADER_NBYTES
+        if frame.payload.size > limit:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at most {limit}")
+
+    def write_header(self, dst: np.ndarray, envelope: Envelope, count: int, nbytes: int, extra: int = 0) -> None:
+        """Write the header of a payload of this codec's into the first 64 bytes of `dst`."""
+        Frame.write_header(
+            dst, envelope, codec=self.number, config=self.digest, count=count, nbytes=nbytes, extra=extra
+        )
+
+    # ------------------------------------------------------------------ configuration
+
+    @cached_property
+    def spec(self) -> str:
+        """The string that gives this codec back, with only what differs from the defaults."""
+        parts = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                parts.append(field.name if value is True else f"{field.name}={value}")
+        return self.codec_id + (":" + ",".join(parts) if parts else "")
+
+    @cached_property
+    def digest(self) -> int:
+        """CRC-32 of the configuration, which frames carry."""
+        return zlib.crc32(json.dumps(self.get_config(), sort_keys=True).encode())
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration as a JSON-able dict; `collcomp.codecs.from_config` gives the codec back."""
+        return {"codec": self.codec_id, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+    # ------------------------------------------------------------------ helpers
+
+    def _finish(self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, outcome: tuple[int, int]) -> int:
+        nbytes, extra = outcome
+        self.write_header(dst, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
+        return HEADER_NBYTES + nbytes
+
+    def _widen(self, src: np.ndarray) -> np.ndarray:
+        if self.verbatim or src.dtype in _WIDE:
+            return src
+        if src.dtype in _NARROW:
+            return src.astype(np.float32)
+        raise TypeError(f"codec: {self.spec!r} encodes floating-point numbers, not {src.dtype}")
+
+    def _check_dtype(self, frame: Frame, dtype: np.dtype) -> None:
+        expected = working_dtype(dtype)
+        if working_dtype(frame.dtype) != expected or not (self.verbatim or expected in _WIDE):
+            raise FrameError(f"dtype: the sender's frame holds {frame.dtype}, this rank expects {dtype}")
+
+    def _frame_of(self, src: np.ndarray, payload: np.ndarray, extra: int) -> Frame:
+        return Frame(self.number, src.dtype, self.digest, 0, src.size, extra, src.size, payload)

@@ -1,0 +1,29 @@
+"""Checks of codec parameters; every message names the parameter and its value."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+__all__ = ["check_choice", "check_flag", "check_integer"]
+
+
+def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
+    """`TypeError` unless `value` is an integer, `ValueError` unless it is >= `low` and a multiple of `multiple`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < low or value % multiple:
+        rule = f" and a multiple of {multiple}" if multiple > 1 else ""
+        raise ValueError(f"{name}: expected an integer >= {low}{rule}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """`TypeError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """`ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

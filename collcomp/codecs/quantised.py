@@ -1,0 +1,233 @@
+"""Block quantisation: small integers with one scale a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.checks import check_choice, check_flag, check_integer
+from collcomp.errors import FrameError
+from collcomp.frame import Frame, align
+from collcomp.kernels import cpu
+
+__all__ = ["Int4", "Int8"]
+
+
+class _Sections(NamedTuple):
+    scales: np.ndarray
+    codes: np.ndarray
+    raw: np.ndarray
+
+
+@dataclass(frozen=True)
+class _BlockQuantiser(Codec):
+    """The payload: scales (float32), codes, raw blocks; each section starts at a multiple of 64 bytes.
+
+    The last block is as long as what is left, plus a zero if that is odd.
+    """
+
+    _code_dtype: ClassVar[np.dtype]
+    _codes_per_byte: ClassVar[int]
+
+    block: int = 256
+    rounding: str = "nearest"
+    seed: int = 0
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("block", self.block, 16, multiple=2)
+        check_choice("rounding", self.rounding, ("nearest", "stochastic"))
+        check_integer("seed", self.seed, 0)
+        check_flag("feedback", self.feedback)
+
+    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """Scales, codes, and every block raw."""
+        return self._raw_offset(count) + _even(count) * dtype.itemsize
+
+    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode, (src,), payload, stream)
+
+    def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
+
+    def _encode_feedback(
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+    ) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
+
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        self._unpack(cpu.load("quantised").decode, frame, dst)
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        self._unpack(cpu.load("quantised").decode_add, frame, acc)
+
+    def _run(
+        self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
+    ) -> tuple[int, int]:
+        """Encode with `kernel`, whose first arguments are `arrays` (the last is written where there are two)."""
+        src = arrays[0]
+        count, dtype = src.size, src.dtype
+        blocks, rest = divmod(count, self.block)
+        scales, codes, raw = self._sections(payload[: self.max_payload_nbytes(count, dtype)], count, dtype)
+        key = None if self.rounding == "nearest" else _random_key(self.seed, stream)
+        full = count - rest
+        full_codes = full // self._codes_per_byte
+        found = raw_count = 0
+        if blocks:
+            whole = (array[:full] for array in arrays) if rest else arrays
+            found = kernel(*whole, scales[:blocks], codes[:full_codes], raw, self.block, key, 0)
+            raw_count = found * self.block
+        if rest:
+            last = _padded(arrays, full, rest)
+            size = last[0].size
+            is_raw = kernel(*last, scales[blocks:], codes[full_codes:], raw[raw_count:], size, key, blocks)
+            if len(arrays) == 2:
+                arrays[1][full:] = last[1][:rest]
+            found += is_raw
+            raw_count += is_raw * size
+        payload[scales.nbytes : self._codes_offset(count)] = 0
+        end_of_codes = self._codes_offset(count) + codes.nbytes
+        if not found:
+            return end_of_codes, 0
+        payload[end_of_codes : self._raw_offset(count)] = 0
+        return self._raw_offset(count) + raw_count * dtype.itemsize, found
+
+    def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
+        count = dst.size
+        blocks, rest = divmod(count, self.block)
+        scales, codes, raw = self._checked_sections(frame)
+        full = count - rest
+        full_codes = full // self._codes_per_byte
+        if blocks:
+            kernel(scales[:blocks], codes[:full_codes], raw, self.block, dst[:full] if rest else dst)
+        if rest:
+            (last,) = _padded((dst,), full, rest)
+            kernel(scales[blocks:], codes[full_codes:], raw[raw.size - last.size :], last.size, last)
+            dst[full:] = last[:rest]
+
+    def _checked_sections(self, frame: Frame) -> _Sections:
+        count, dtype = frame.count, working_dtype(frame.dtype)
+        nbytes = self._codes_offset(count) + self._code_nbytes(count)
+        if frame.payload.size < nbytes:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
+        scales = frame.payload[: 4 * self._blocks(count)].view(np.float32)
+        found = cpu.load("quantised").count_raw(scales)
+        if found != frame.extra:
+            raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
+        if found:
+            rest = count % self.block
+            missing = self.block - _even(rest) if rest and np.isnan(scales[-1]) else 0
+            nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
+        if frame.payload.size != nbytes:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
+        return self._sections(frame.payload, count, dtype)
+
+    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
+        start = self._codes_offset(count)
+        stop = start + self._code_nbytes(count)
+        return _Sections(
+            payload[: 4 * self._blocks(count)].view(np.float32),
+            payload[start:stop].view(self._code_dtype),
+            payload[self._raw_offset(count) :].view(dtype),
+        )
+
+    def _blocks(self, count: int) -> int:
+        return -(-count // self.block)
+
+    def _code_nbytes(self, count: int) -> int:
+        return _even(count) // self._codes_per_byte
+
+    def _codes_offset(self, count: int) -> int:
+        return align(4 * self._blocks(count))
+
+    def _raw_offset(self, count: int) -> int:
+        return self._codes_offset(count) + align(self._code_nbytes(count))
+
+
+@dataclass(frozen=True)
+class Int8(_BlockQuantiser):
+    """Integers -127 ... 127 with one float32 scale a block.
+
+    With m the largest magnitude of an element's block, its error is at most ``m / 254`` to nearest and ``m / 127``
+    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is unbiased.
+    Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
+    -0.0 may become 0.0.
+
+    Parameters
+    ----------
+    block : int
+        Elements that share a scale; even, at least 16.
+    rounding : {"nearest", "stochastic"}
+        How values between two levels are rounded.
+    seed : int
+        Of stochastic rounding.
+    feedback : bool
+        Carry what was rounded off into the next call with the same key.
+
+    Examples
+    --------
+    >>> Int8(block=128, rounding="stochastic").spec
+    'int8:block=128,rounding=stochastic'
+    """
+
+    codec_id: ClassVar[str] = "int8"
+    number: ClassVar[int] = 4
+    summary: ClassVar[str] = "8-bit integers with a scale a block, error <= 1/254 of the block's largest magnitude"
+    _code_dtype: ClassVar[np.dtype] = np.dtype(np.int8)
+    _codes_per_byte: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Int4(_BlockQuantiser):
+    """Integers -7 ... 7, two a byte, with one float32 scale a block.
+
+    With m the largest magnitude of an element's block, its error is at most ``m / 14`` to nearest and ``m / 7``
+    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is unbiased.
+    Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
+    -0.0 may become 0.0.
+
+    Parameters
+    ----------
+    block : int
+        Elements that share a scale; even, at least 16.
+    rounding : {"nearest", "stochastic"}
+        How values between two levels are rounded.
+    seed : int
+        Of stochastic rounding.
+    feedback : bool
+        Carry what was rounded off into the next call with the same key.
+
+    Examples
+    --------
+    >>> Int4(feedback=True).spec
+    'int4:feedback'
+    """
+
+    codec_id: ClassVar[str] = "int4"
+    number: ClassVar[int] = 5
+    summary: ClassVar[str] = "4-bit integers with a scale a block, error <= 1/14 of the block's largest magnitude"
+    _code_dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    _codes_per_byte: ClassVar[int] = 2
+
+
+def _even(count: int) -> int:
+    return count + count % 2
+
+
+def _padded(arrays: tuple[np.ndarray, ...], start: int, rest: int) -> tuple[np.ndarray, ...]:
+    """Copies of the last `rest` elements of each array, zero-padded to an even number."""
+    copies = []
+    for array in arrays:
+        copy = np.zeros(_even(rest), array.dtype)
+        copy[:rest] = array[start:]
+        copies.append(copy)
+    return tuple(copies)
+
+
+def _random_key(seed: int, stream: int) -> int:
+    """One key for both; below 2**63, so that kernels are compiled for one integer type only."""
+    return (seed * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7) & 0x7FFFFFFFFFFFFFFF

@@ -1,0 +1,35 @@
+"""Algorithms: plain functions over an `Exchange`, one file each.
+
+To add one, write its file and its line in `ALGORITHMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from collcomp.collectives import direct, gathered, ring
+from collcomp.collectives.exchange import Exchange
+from collcomp.collectives.plan import Plan
+from collcomp.collectives.reduction import OPS
+
+__all__ = ["ALGORITHMS", "NATIVE", "OPS", "Exchange", "Plan"]
+
+#: The algorithm that is none of ours: the call goes to the library underneath.
+NATIVE = "native"
+
+#: What does which collective how.
+ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
+    "direct": {
+        "allgather": direct.allgather,
+        "allreduce": direct.allreduce,
+        "alltoall": direct.alltoall,
+        "bcast": direct.bcast,
+        "gather": direct.gather,
+        "reduce": direct.reduce,
+        "reduce_scatter": direct.reduce_scatter,
+        "scatter": direct.scatter,
+    },
+    "ring": {"allreduce": ring.allreduce},
+    "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
+}

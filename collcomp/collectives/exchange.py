@@ -1,0 +1,350 @@
+"""One operation's traffic: values go in, are encoded and sent; frames arrive, are checked and decoded.
+
+Algorithms are written in terms of an `Exchange`; they see ranks and slices of arrays, never requests or headers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from collcomp.codecs.base import working_dtype
+from collcomp.collectives.plan import Plan
+from collcomp.errors import DeadlineError, FrameError
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
+from collcomp.scratch import Scratch
+from collcomp.transports.base import Request, Transport
+
+__all__ = ["Exchange", "Incoming", "Outgoing"]
+
+# How often a rank that waits looks for notices and at the clock.
+_LOOK_S = 0.05
+# Every frame between two ranks has a tag of its own, by operation and channel: frames may be sent in another order than
+# they are expected in, and what a failed operation left behind is never taken for another's.
+_CHANNELS = 1 << 12
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """A frame that is expected, or has arrived."""
+
+    source: int
+    count: int
+    total: int
+    requests: list[Request]
+    frame: Frame | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """An encoded frame, ready to be sent to any number of ranks."""
+
+    parts: tuple[np.ndarray, ...]
+    memory: tuple[np.ndarray, ...]
+    count: int
+    unsent: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Expected:
+    """Frames that an action waits for."""
+
+    incoming: Sequence[Incoming]
+    action: Callable[[], None]
+    missing: int
+
+
+class Exchange:
+    """The traffic of one operation on one rank.
+
+    Parameters
+    ----------
+    transport : Transport
+    plan : Plan
+    envelope : Envelope
+        What every frame of this operation says of its message.
+    scratch : Scratch
+        Memory for frames; nothing else may use it until `finish` has returned.
+    deadline : float
+        Seconds without anything arriving or leaving after which the operation fails.
+    residual : ndarray, optional
+        Error-feedback residual of the whole message.
+    measure_error : bool
+        Sum up the squared error of what this rank encodes.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: Plan,
+        envelope: Envelope,
+        scratch: Scratch,
+        *,
+        deadline: float,
+        residual: np.ndarray | None = None,
+        measure_error: bool = False,
+    ) -> None:
+        self.transport = transport
+        self.codec = codec = plan.codec
+        self.order = plan.order or tuple(range(transport.size))
+        self.envelope = envelope
+        self.rank = transport.rank
+        self.size = transport.size
+        #: The other ranks, each rank beginning with its right neighbour, so that not all send to one at once.
+        self.peers = [(self.rank + i) % self.size for i in range(1, self.size)]
+        self.dtype = working_dtype(envelope.dtype)
+        #: Bytes that this rank sent, and what they would have been without a codec.
+        self.wire_nbytes = 0
+        self.raw_nbytes = 0
+        self.error_sq = 0.0 if measure_error else None
+        self._residual = residual
+        self._scratch = scratch
+        self._deadline = deadline
+        self._segment = max(codec.block, plan.segment_nbytes // envelope.dtype.itemsize // codec.block * codec.block)
+        self._tag = envelope.sequence * _CHANNELS
+        self._stream = (envelope.sequence * 0x9E3779B1 + self.rank * 0x85EBCA77) & 0xFFFFFFFF
+        # What is under way, and beside each request who waits for it.
+        self._requests: list[Request] = []
+        self._owners: list[Outgoing | _Expected] = []
+
+    @property
+    def error_norm(self) -> float | None:
+        """Euclidean norm of what this rank's encoding lost, where it is measured."""
+        return None if self.error_sq is None else math.sqrt(self.error_sq)
+
+    # ------------------------------------------------------------------ cutting
+
+    def segments(self, part: slice) -> list[slice]:
+        """`part` in pieces of the pipeline unit; one empty piece when it is empty, so that every part has a frame."""
+        if self.codec.sparse or part.start >= part.stop:
+            return [part]
+        return [slice(i, min(i + self._segment, part.stop)) for i in range(part.start, part.stop, self._segment)]
+
+    def array(self, count: int) -> np.ndarray:
+        """Scratch values of the working dtype, to be given back by `recycle` as soon as may be."""
+        return self._scratch.array(count, self.dtype)
+
+    def recycle(self, values: np.ndarray) -> None:
+        """Take back what `array` gave: memory that is used again at once is still in the cache."""
+        self._scratch.give(values)
+
+    # ------------------------------------------------------------------ sending
+
+    def encode(
+        self,
+        values: np.ndarray,
+        *,
+        part: slice | None = None,
+        kept: np.ndarray | None = None,
+        total: int | None = None,
+    ) -> Outgoing:
+        """Encode `values`.
+
+        Parameters
+        ----------
+        values : ndarray
+            Of the message's or the working dtype.
+        part : slice, optional
+            Where the values lie in the message: the residual there is added and updated.
+        kept : ndarray, optional
+            Gets what the receivers will decode.
+        total : int, optional
+            Elements of the message between two ranks, where it is not the operation's own.
+        """
+        envelope = self.envelope if total is None else replace(self.envelope, total=total)
+        if self.codec.verbatim:
+            return self._wrap(values, kept, envelope)
+        memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
+        self._stream = (self._stream + 0x9E3779B9) & 0xFFFFFFFF
+        if self._residual is not None and part is not None:
+            residual = self._residual[part]
+            nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream)
+            if kept is not None:
+                self.codec.decode(Frame.read(memory[:nbytes]), kept)
+            if self.error_sq is not None:
+                self.error_sq += float(np.dot(residual, residual))
+        elif kept is None and self.error_sq is None:
+            nbytes = self.codec.encode(values, memory, envelope, self._stream)
+        else:
+            nbytes = self._encode_keep(values, kept, memory, envelope)
+        return Outgoing((memory[:nbytes],), (memory,), values.size)
+
+    def send(self, outgoing: Outgoing, dests: int | Sequence[int], channel: int) -> None:
+        """Start to send a frame to one rank or several; `channel` tells it from their other frames from this rank."""
+        for dest in [dests] if isinstance(dests, int) else dests:
+            for part in outgoing.parts:
+                self._requests.append(self.transport.isend(part, dest, self._tag + channel))
+                self._owners.append(outgoing)
+                outgoing.unsent += 1
+                self.wire_nbytes += part.size
+            self.raw_nbytes += outgoing.count * self.envelope.dtype.itemsize
+
+    def frame_of(self, outgoing: Outgoing) -> Frame:
+        """The frame as its receivers will see it; its memory is kept until the operation is over."""
+        outgoing.memory = ()
+        return Frame.read(*outgoing.parts)
+
+    def _encode_keep(self, values: np.ndarray, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope) -> int:
+        decoded = self.array(values.size) if kept is None else kept
+        if self.error_sq is None:
+            return self.codec.encode_keep(values, decoded, memory, envelope, self._stream)
+        error = values.astype(np.float64)  # before `kept`, which may be the values themselves, is written to
+        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self._stream)
+        error -= decoded
+        self.error_sq += float(np.dot(error, error))
+        return nbytes
+
+    def _wrap(self, values: np.ndarray, kept: np.ndarray | None, envelope: Envelope) -> Outgoing:
+        """Header and values apart: the values are sent from where they lie."""
+        if values.dtype != envelope.dtype:
+            values = values.astype(envelope.dtype)
+        if kept is not None and not np.may_share_memory(kept, values):
+            kept[...] = values
+        head = self._scratch.take(HEADER_NBYTES)
+        self.codec.write_header(head, envelope, values.size, values.nbytes)
+        if not values.size:
+            return Outgoing((head,), (head,), 0)
+        payload = self._sendable(values.view(np.uint8))
+        memory = (head, payload) if self.transport.shares_memory else (head,)
+        return Outgoing((head, payload), memory, values.size)
+
+    def _sendable(self, data: np.ndarray) -> np.ndarray:
+        """`data` where the transport can send it from."""
+        if not self.transport.shares_memory:
+            return data
+        copy = self._scratch.take(data.size)
+        copy[...] = data
+        return copy
+
+    # ------------------------------------------------------------------ receiving
+
+    def post(
+        self, source: int, count: int, channel: int, *, into: np.ndarray | None = None, total: int | None = None
+    ) -> Incoming:
+        """Expect a frame of `count` elements from `source`.
+
+        `into` is where verbatim values may land directly; `total` is the message's length as in `encode`.
+        """
+        buffers: list[np.ndarray | None]
+        if self.transport.shares_memory:
+            buffers = [None, None] if self.codec.verbatim and count else [None]
+        elif not self.codec.verbatim:
+            buffers = [self._scratch.take(self.codec.max_encoded_nbytes(count, self.envelope.dtype))]
+        else:
+            buffers = [self._scratch.take(HEADER_NBYTES)]
+            if count:
+                fits = into is not None and into.dtype == self.envelope.dtype
+                values = into if fits else self._scratch.array(count, self.envelope.dtype)
+                buffers.append(values.view(np.uint8))  # type: ignore[union-attr]
+        requests = [self.transport.irecv(buffer, source, self._tag + channel) for buffer in buffers]
+        return Incoming(source, count, self.envelope.total if total is None else total, requests)
+
+    def when(self, incoming: Sequence[Incoming], action: Callable[[], None]) -> None:
+        """Have `action` called once all these frames are there and checked; their memory is given back after it."""
+        expected = _Expected(incoming, action, sum(len(one.requests) for one in incoming))
+        for one in incoming:
+            self._requests.extend(one.requests)
+            self._owners.extend([expected] * len(one.requests))
+        if not expected.missing:
+            action()
+
+    def frame(self, incoming: Incoming) -> Frame:
+        """The frame, in an action that waited for it."""
+        assert incoming.frame is not None
+        return incoming.frame
+
+    def decode(self, incoming: Incoming, dst: np.ndarray) -> None:
+        """Write a frame's values to `dst`; nothing to do where they landed there already."""
+        frame = self.frame(incoming)
+        if not (self.codec.verbatim and np.may_share_memory(frame.payload, dst)):
+            self.codec.decode(frame, dst)
+
+    def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:
+        """Send a frame on, as it came."""
+        if dests or isinstance(dests, int):
+            parts = tuple(self._sendable(request.data) for request in incoming.requests)
+            memory = parts if self.transport.shares_memory else ()
+            self.send(Outgoing(parts, memory, incoming.count), dests, channel)
+
+    def _check(self, incoming: Incoming) -> Frame:
+        try:
+            frame = Frame.read(*(request.data for request in incoming.requests))
+            if frame.sequence != self.envelope.sequence:
+                raise FrameError(
+                    f"frame: belongs to operation {frame.sequence}, this rank is at {self.envelope.sequence}"
+                )
+            if frame.dtype != self.envelope.dtype:
+                raise FrameError(f"dtype: the sender's buffer is {frame.dtype}, this rank's {self.envelope.dtype}")
+            if frame.total != incoming.total:
+                raise FrameError(
+                    f"count: the sender's message has {frame.total} elements, this rank's {incoming.total}"
+                )
+            self.codec.check(frame, incoming.count)
+        except FrameError as error:
+            raise FrameError(f"from rank {incoming.source}: {error}") from None
+        return frame
+
+    # ------------------------------------------------------------------ waiting
+
+    def progress(self) -> None:
+        """Do what can be done without waiting; algorithms call it between kernels."""
+        self._advance(0.0)
+
+    def finish(self) -> None:
+        """Wait until every action is done and all that was sent has left.
+
+        Raises
+        ------
+        FrameError
+            A frame is not what this rank expects, or another rank gave up.
+        DeadlineError
+            Nothing arrived or left in time.
+        """
+        idle_since = None
+        while self._requests:
+            if self._advance(_LOOK_S):
+                idle_since = None
+                continue
+            notice = self.transport.notice(self.envelope.sequence)
+            if notice is not None:
+                raise _GivenUpElsewhereError(f"rank {notice[0]} gave up on this operation: {notice[1]}")
+            now = time.monotonic()
+            idle_since = idle_since or now
+            if now - idle_since > self._deadline:
+                raise DeadlineError(
+                    f"nothing arrived or left for {self._deadline:g} s; {len(self._requests)} transfers are open"
+                )
+
+    def abandon(self, error: BaseException) -> None:
+        """Give up: free this rank's requests, and tell the other ranks unless they told this one."""
+        self.transport.cancel(self._requests)
+        if not isinstance(error, _GivenUpElsewhereError):
+            self.transport.notify(self.envelope.sequence, f"{type(error).__name__}: {error}")
+
+    def _advance(self, timeout: float) -> bool:
+        done = self.transport.wait_some(self._requests, timeout)
+        owners = [self._owners[i] for i in done]
+        for i in sorted(done, reverse=True):
+            del self._requests[i], self._owners[i]
+        for owner in owners:
+            if isinstance(owner, Outgoing):
+                owner.unsent -= 1
+                if not owner.unsent:
+                    for memory in owner.memory:
+                        self._scratch.give(memory)
+                continue
+            owner.missing -= 1
+            if not owner.missing:
+                for one in owner.incoming:
+                    one.frame = self._check(one)
+                owner.action()
+                self.transport.release([request for one in owner.incoming for request in one.requests])
+        return bool(done)
+
+
+class _GivenUpElsewhereError(FrameError):
+    """Another rank gave up, and said so."""

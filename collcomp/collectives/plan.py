@@ -1,0 +1,33 @@
+"""How one operation is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from collcomp.codecs.base import Codec
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one operation is to be done; equal on every rank.
+
+    Attributes
+    ----------
+    algorithm : str
+        ``"native"``, ``"direct"``, ``"ring"`` or ``"gathered"``.
+    codec : Codec
+    segment_nbytes : int
+        Pipeline unit inside a chunk, in bytes of the user's values.
+    order : tuple of int
+        Ranks in the order that a ring visits them; rank order when empty.
+    reason : str
+        Why this was chosen, where that was not the caller's own wish; records keep it.
+    """
+
+    algorithm: str
+    codec: Codec
+    segment_nbytes: int
+    order: tuple[int, ...] = ()
+    reason: str = ""

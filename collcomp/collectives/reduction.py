@@ -1,0 +1,62 @@
+"""Sums (and MAX, MIN) of one slice over all ranks, in rank order, so that every run gives the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from collcomp.collectives.exchange import Exchange, Incoming
+from collcomp.frame import Frame
+
+__all__ = ["OPS", "combine_values", "reduce_in_rank_order"]
+
+#: Operations that algorithms can do, and the function that joins two operands in place.
+OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def reduce_in_rank_order(
+    ex: Exchange, own: np.ndarray | Frame, incoming: Sequence[Incoming], acc: np.ndarray, op: str
+) -> None:
+    """Write ``x0 op x1 op ...`` to `acc` (working dtype).
+
+    Parameters
+    ----------
+    own : ndarray or Frame
+        This rank's operand. May not share memory with `acc` unless this is rank 0.
+    incoming : sequence of Incoming
+        The frame of every other rank, in any order; all are there.
+    """
+    by_source = {one.source: one for one in incoming}
+    for rank in range(ex.size):
+        operand = ex.frame(by_source[rank]) if rank != ex.rank else own
+        if rank == 0:
+            _assign(ex, operand, acc)
+        else:
+            _combine(ex, operand, acc, op)
+    if op == "avg":
+        acc /= ex.size
+
+
+def combine_values(values: np.ndarray, acc: np.ndarray, op: str) -> None:
+    """``acc = acc op values``, elementwise."""
+    OPS[op](acc, values, out=acc, casting="same_kind")
+
+
+def _assign(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray) -> None:
+    if isinstance(operand, Frame):
+        ex.codec.decode(operand, acc)
+    else:
+        acc[...] = operand
+
+
+def _combine(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray, op: str) -> None:
+    if not isinstance(operand, Frame):
+        combine_values(operand, acc, op)
+    elif OPS[op] is np.add:
+        ex.codec.decode_add(operand, acc)
+    else:
+        decoded = ex.array(acc.size)
+        ex.codec.decode(operand, decoded)
+        combine_values(decoded, acc, op)
+        ex.recycle(decoded)

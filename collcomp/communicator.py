@@ -1,0 +1,298 @@
+"""The communicator: checks a call, plans it, runs it, records it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from collcomp.codecs import Codec, as_codec
+from collcomp.collectives import Exchange
+from collcomp.diagnosis import Records
+from collcomp.feedback import Residuals
+from collcomp.frame import Envelope
+from collcomp.messages import Messages, Received
+from collcomp.operation import IN_PLACE, How, Operation, Planner
+from collcomp.policies import DEFAULT_MIN_NBYTES, Fixed, Policy
+from collcomp.request import Persistent, Request
+from collcomp.scratch import Scratch
+from collcomp.transports import Transport
+
+__all__ = ["DEFAULT_DEADLINE", "IN_PLACE", "Communicator"]
+
+#: Seconds without progress after which an operation fails.
+DEFAULT_DEADLINE = 300.0
+
+
+class Communicator:
+    """Compressed collectives over a transport.
+
+    Every collective takes, beside MPI's arguments, ``codec=`` (a spec such as ``"int4:block=128"`` or a `Codec`),
+    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``) and ``key=`` (the tensor's name, for codecs with
+    error feedback). Its nonblocking form has an ``i`` in front and returns a `Request`.
+
+    Parameters
+    ----------
+    transport : Transport
+        Carries the collectives; nothing else may send on it.
+    codec : str or Codec, optional
+        For calls that name none.
+    min_nbytes : int
+        `codec` is used for messages of at least so many bytes.
+    policy : Policy, optional
+        Decides in place of `codec` and `min_nbytes`.
+    deadline : float
+        Seconds without anything arriving or leaving after which an operation fails.
+    measure_error : bool
+        Records get the norm of what encoding lost. Costs time.
+    records : Records, optional
+        Where records go; communicators may share one.
+    mailbox : Transport, optional
+        Carries point-to-point messages, under the caller's tags; `transport` by default.
+    native : bool
+        Whether calls that are planned natively are done by the caller (`plan` tells) and not by this object.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        codec: str | Codec | None = None,
+        min_nbytes: int = DEFAULT_MIN_NBYTES,
+        policy: Policy | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+        measure_error: bool = False,
+        records: Records | None = None,
+        mailbox: Transport | None = None,
+        native: bool = False,
+    ) -> None:
+        if policy is None:
+            policy = Fixed(None if codec is None else as_codec(codec), min_nbytes)
+        elif codec is not None:
+            raise ValueError(f"codec: {codec!r} given beside a policy, which decides")
+        if not deadline > 0:
+            raise ValueError(f"deadline: {deadline} seconds are too few")
+        self.rank = transport.rank
+        self.size = transport.size
+        self.policy = policy
+        self.records = Records() if records is None else records
+        self.residuals = Residuals()
+        self.deadline = deadline
+        self.measure_error = measure_error
+        self._transport = transport
+        self.messages = Messages(mailbox or transport, deadline, self.records)
+        self._planner = Planner(self.rank, self.size, policy, self.residuals, native)
+        self._sequence = itertools.count()
+        # One thread: nonblocking collectives are done in the order in which they were called.
+        self._background: ThreadPoolExecutor | None = None
+        self._scratch: list[Scratch] = []
+
+    # ------------------------------------------------------------------ collectives
+
+    def allreduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> None:
+        """Combine all ranks' `sendbuf` into `recvbuf` of all ranks.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf : buffer
+            Equal in count and dtype; `sendbuf` may be `IN_PLACE`.
+        op : {"sum", "avg", "max", "min"}
+            ``"avg"`` divides the sum by the number of ranks.
+        **how
+            ``codec``, ``algorithm``, ``key``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Something is wrong with an argument; nothing was sent.
+        FrameError
+            The ranks' calls do not fit together, or a frame was damaged.
+        DeadlineError
+            Nothing moved for `deadline` seconds.
+        """
+        self.run(self.plan("allreduce", sendbuf, recvbuf, op, **how))
+
+    def reduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", root: int = 0, **how: Any) -> None:
+        """Combine all ranks' `sendbuf` into `recvbuf` of `root`."""
+        self.run(self.plan("reduce", sendbuf, recvbuf, op, root, **how))
+
+    def reduce_scatter(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: str = "sum", **how: Any
+    ) -> None:
+        """Combine all ranks' `sendbuf`; rank i gets the i-th part of ``recvcounts[i]`` elements (default: equal)."""
+        self.run(self.plan("reduce_scatter", sendbuf, recvbuf, recvcounts, op, **how))
+
+    def bcast(self, buf: Any, root: int = 0, **how: Any) -> None:
+        """Give `buf` of `root` to all; with a lossy codec the root's own `buf` becomes what the others decode."""
+        self.run(self.plan("bcast", buf, root, **how))
+
+    def allgather(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        """Put all ranks' `sendbuf` one after another (or by counts and displacements) into every `recvbuf`."""
+        self.run(self.plan("allgather", sendbuf, recvbuf, **how))
+
+    def gather(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        """Put all ranks' `sendbuf` one after another into `recvbuf` of `root`."""
+        self.run(self.plan("gather", sendbuf, recvbuf, root, **how))
+
+    def scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        """Give rank i the i-th block of `sendbuf` of `root`."""
+        self.run(self.plan("scatter", sendbuf, recvbuf, root, **how))
+
+    def alltoall(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        """Send the i-th block of `sendbuf` to rank i, whose block goes to the i-th of `recvbuf`."""
+        self.run(self.plan("alltoall", sendbuf, recvbuf, **how))
+
+    def iallreduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> Request:
+        """Nonblocking `allreduce`."""
+        return self.start(self.plan("allreduce", sendbuf, recvbuf, op, **how))
+
+    def ireduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", root: int = 0, **how: Any) -> Request:
+        """Nonblocking `reduce`."""
+        return self.start(self.plan("reduce", sendbuf, recvbuf, op, root, **how))
+
+    def ireduce_scatter(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: str = "sum", **how: Any
+    ) -> Request:
+        """Nonblocking `reduce_scatter`."""
+        return self.start(self.plan("reduce_scatter", sendbuf, recvbuf, recvcounts, op, **how))
+
+    def ibcast(self, buf: Any, root: int = 0, **how: Any) -> Request:
+        """Nonblocking `bcast`."""
+        return self.start(self.plan("bcast", buf, root, **how))
+
+    def iallgather(self, sendbuf: Any, recvbuf: Any, **how: Any) -> Request:
+        """Nonblocking `allgather`."""
+        return self.start(self.plan("allgather", sendbuf, recvbuf, **how))
+
+    def igather(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> Request:
+        """Nonblocking `gather`."""
+        return self.start(self.plan("gather", sendbuf, recvbuf, root, **how))
+
+    def iscatter(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> Request:
+        """Nonblocking `scatter`."""
+        return self.start(self.plan("scatter", sendbuf, recvbuf, root, **how))
+
+    def ialltoall(self, sendbuf: Any, recvbuf: Any, **how: Any) -> Request:
+        """Nonblocking `alltoall`."""
+        return self.start(self.plan("alltoall", sendbuf, recvbuf, **how))
+
+    # ------------------------------------------------------------------ point to point
+
+    def send(self, buf: Any, dest: int, tag: int = 0, *, codec: str | Codec | None = None) -> None:
+        """Send `buf` as a frame; the receiver names the same codec."""
+        self.messages.post_send(buf, dest, tag, codec).wait()
+
+    def recv(self, buf: Any, source: int, tag: int = 0, *, codec: str | Codec | None = None) -> Received:
+        """Receive a frame into `buf`, which may be longer than the message."""
+        return self.messages.post_recv(buf, source, tag, codec).wait()
+
+    def isend(self, buf: Any, dest: int, tag: int = 0, *, codec: str | Codec | None = None) -> Request:
+        """Nonblocking `send`; `buf` is encoded before this returns and may be used again at once."""
+        return self.messages.in_background(self.messages.post_send(buf, dest, tag, codec))
+
+    def irecv(self, buf: Any, source: int, tag: int = 0, *, codec: str | Codec | None = None) -> Request:
+        """Nonblocking `recv`; the request's result is the `Received`."""
+        return self.messages.in_background(self.messages.post_recv(buf, source, tag, codec))
+
+    def sendrecv(
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int,
+        recvbuf: Any,
+        source: int,
+        recvtag: int,
+        *,
+        codec: str | Codec | None = None,
+    ) -> Received:
+        """`send` and `recv` at once."""
+        receive = self.messages.post_recv(recvbuf, source, recvtag, codec)
+        send = self.messages.post_send(sendbuf, dest, sendtag, codec)
+        received = receive.wait()
+        send.wait()
+        return received
+
+    # ------------------------------------------------------------------ how a call is done
+
+    def plan(
+        self,
+        collective: str,
+        *args: Any,
+        codec: str | Codec | None = None,
+        algorithm: str | None = None,
+        key: str | None = None,
+        **options: Any,
+    ) -> Operation:
+        """Check the arguments of a collective and plan it; every rank that plans has to `run` or `start` it next.
+
+        When an argument is wrong the other ranks are told, so that they do not wait for this one.
+        """
+        sequence = next(self._sequence)
+        try:
+            operation = self._planner.prepare(collective, args, How(codec, algorithm, key), options)
+        except (TypeError, ValueError) as error:
+            self._transport.notify(sequence, f"{type(error).__name__}: {error}")
+            raise
+        operation.sequence = sequence
+        return operation
+
+    def run(self, operation: Operation) -> None:
+        """Do what was planned."""
+        started = time.perf_counter()
+        scratch = self._scratch.pop() if self._scratch else Scratch(self._transport.allocate)
+        exchange = Exchange(
+            self._transport,
+            operation.plan,
+            Envelope(operation.message.flat.dtype, operation.message.flat.size, operation.sequence & 0xFFFFFFFF),
+            scratch,
+            deadline=self.deadline,
+            residual=operation.residual,
+            measure_error=self.measure_error,
+        )
+        try:
+            operation.algorithm(exchange, *operation.args)
+            exchange.finish()
+        except BaseException as error:
+            exchange.abandon(error)  # its scratch memory is lost: transfers may still be reading it
+            raise
+        scratch.reset()
+        self._scratch.append(scratch)
+        for output in operation.outputs:
+            output.commit()
+        plan = operation.plan
+        self.records.add(
+            operation.collective,
+            plan.algorithm,
+            plan.codec.spec,
+            operation.message.flat.nbytes,
+            exchange.wire_nbytes,
+            exchange.raw_nbytes,
+            time.perf_counter() - started,
+            exchange.error_norm,
+            operation.key,
+            plan.reason,
+        )
+
+    def start(self, operation: Operation) -> Request:
+        """Do what was planned while the caller goes on."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")
+        return Request(self._background.submit(self.run, operation))
+
+    def allreduce_init(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> Persistent:
+        """`allreduce` to be started many times; its arguments are checked now."""
+        operation = self._planner.prepare("allreduce", (sendbuf, recvbuf, op), How(**how), {})
+
+        def start() -> Request:
+            return self.start(replace(operation, sequence=next(self._sequence)))
+
+        return Persistent(operation, start)
+
+    def close(self) -> None:
+        """Wait for what is under way in the background, then release the transport."""
+        if self._background is not None:
+            self._background.shutdown()
+        self._transport.close()

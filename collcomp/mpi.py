@@ -1,0 +1,495 @@
+"""The mpi4py face: a communicator that is an `MPI.Intracomm` and compresses where it is asked to.
+
+Importing this module initialises MPI, as ``from mpi4py import MPI`` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mpi4py import MPI
+
+from collcomp.buffers import as_buffer
+from collcomp.codecs import Codec, as_codec
+from collcomp.communicator import DEFAULT_DEADLINE, Communicator
+from collcomp.diagnosis import Records
+from collcomp.errors import DeadlineError, TransportError
+from collcomp.messages import Messages, Received
+from collcomp.operation import IN_PLACE, Operation
+from collcomp.policies import DEFAULT_MIN_NBYTES
+from collcomp.request import Persistent
+from collcomp.request import Request as BackgroundRequest
+from collcomp.transports.mpi import MpiTransport
+from collcomp.transports.shared import mpi_transport
+
+__all__ = ["Comm", "PersistentRequest", "Request"]
+
+_Intracomm = MPI.Intracomm
+_OPS = {MPI.SUM.handle: "sum", MPI.MAX.handle: "max", MPI.MIN.handle: "min"}
+
+
+class Request(MPI.Grequest):
+    """A nonblocking compressed operation: a real MPI request, so that ``MPI.Request.Waitall`` takes it.
+
+    Its own `Wait` and `Test` raise collcomp's errors; `Waitall` and its relatives can only raise `MPI.Exception`.
+    """
+
+    background: BackgroundRequest
+
+    @classmethod
+    def of(cls, background: BackgroundRequest) -> Request:
+        """The MPI request of a background operation."""
+
+        def query(status: MPI.Status) -> None:
+            received = background.future.result()
+            status.Set_source(received.source if isinstance(received, Received) else MPI.UNDEFINED)
+            status.Set_tag(received.tag if isinstance(received, Received) else MPI.UNDEFINED)
+            status.Set_elements(MPI.BYTE, received.nbytes if isinstance(received, Received) else 0)
+            status.Set_cancelled(False)
+
+        request = cls(MPI.Grequest.Start(query, _nothing, _nothing))
+        request.background = background
+        background.future.add_done_callback(lambda future: request.Complete())
+        return request
+
+    def Wait(self, status: MPI.Status | None = None) -> bool:
+        self.background.wait()
+        return super().Wait(status)
+
+    def Test(self, status: MPI.Status | None = None) -> bool:
+        return self.background.test() and super().Test(status)
+
+    def wait(self, status: MPI.Status | None = None) -> Any:
+        self.Wait(status)
+
+    def test(self, status: MPI.Status | None = None) -> tuple[bool, Any]:
+        return self.Test(status), None
+
+
+class PersistentRequest:
+    """A persistent compressed operation. No MPI request: start and wait for it by its own methods."""
+
+    def __init__(self, persistent: Persistent) -> None:
+        self._persistent = persistent
+
+    def Start(self) -> None:
+        """Start the operation."""
+        self._persistent.start()
+
+    def Wait(self, status: MPI.Status | None = None) -> bool:
+        """Wait for it."""
+        self._persistent.wait()
+        return True
+
+    def Test(self, status: MPI.Status | None = None) -> bool:
+        """Whether it is over."""
+        return self._persistent.test()
+
+    def Free(self) -> None:
+        """Wait for it, and let go of its buffers."""
+        self._persistent.wait()
+        del self._persistent
+
+
+class Comm(MPI.Intracomm):
+    """An `MPI.Intracomm` whose buffer operations can compress.
+
+    It shares the handle of the communicator that it is made from. Without a codec every call is MPI's own. Buffer
+    operations take, beside mpi4py's arguments, the keywords ``codec``, ``algorithm``, ``key``, and those that sum take
+    ``average``. The first compressed collective duplicates the communicator for its own messages.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+    codec : str or Codec, optional
+        For collectives that name none, on messages of at least `min_nbytes` of a floating-point dtype. Calls that it
+        cannot do (integers, ``PROD``, small or vector-sized messages) stay native, and their records say why.
+    min_nbytes : int
+    deadline : float
+        Seconds without progress after which a compressed operation fails.
+    measure_error : bool
+        Records get the norm of what encoding lost.
+    records : Records, optional
+        Where records go; communicators made from this one share it.
+
+    Notes
+    -----
+    Point-to-point messages are compressed only where both sides name a codec. ``Split``, ``Dup``, ``Create`` and their
+    relatives give a `Comm` with the same settings; topologies and intercommunicators are MPI's own.
+    """
+
+    records: Records
+
+    def __new__(
+        cls,
+        comm: MPI.Comm | None = None,
+        *,
+        codec: str | Codec | None = None,
+        min_nbytes: int = DEFAULT_MIN_NBYTES,
+        deadline: float = DEFAULT_DEADLINE,
+        measure_error: bool = False,
+        records: Records | None = None,
+    ) -> Comm:
+        """See the class."""
+        if comm is not None and not isinstance(comm, MPI.Intracomm):
+            raise TypeError(f"comm: expected an MPI.Intracomm, got {type(comm).__name__}")
+        self = super().__new__(cls, comm)
+        self.records = Records() if records is None else records
+        self._settings = {
+            "codec": None if codec is None else as_codec(codec),
+            "min_nbytes": min_nbytes,
+            "deadline": deadline,
+            "measure_error": measure_error,
+            "records": self.records,
+        }
+        self._native = codec is None
+        self._engine: Communicator | None = None
+        self._mail: Messages | None = None
+        return self
+
+    # ------------------------------------------------------------------ reductions
+
+    def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, **how: Any) -> None:
+        if self._native and not how:
+            started = time.perf_counter()
+            _Intracomm.Allreduce(self, sendbuf, recvbuf, op)
+            self.records.add("allreduce", "native", "none", _nbytes(recvbuf), None, None, time.perf_counter() - started)
+            return
+        self._run("allreduce", _Intracomm.Allreduce, (sendbuf, recvbuf, op), (sendbuf, recvbuf, op), how)
+
+    def Reduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, root: int = 0, **how: Any) -> None:
+        self._run("reduce", _Intracomm.Reduce, (sendbuf, recvbuf, op, root), (sendbuf, recvbuf, op, root), how)
+
+    def Reduce_scatter(
+        self,
+        sendbuf: Any,
+        recvbuf: Any,
+        recvcounts: Sequence[int] | None = None,
+        op: MPI.Op = MPI.SUM,
+        **how: Any,
+    ) -> None:
+        args = (sendbuf, recvbuf, self._counts(sendbuf, recvbuf, recvcounts, how), op)
+        self._run("reduce_scatter", _Intracomm.Reduce_scatter, args, args, how)
+
+    def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, **how: Any) -> None:
+        native = _Intracomm.Reduce_scatter_block
+        self._run("reduce_scatter", native, (sendbuf, recvbuf, op), (sendbuf, recvbuf, None, op), how)
+
+    def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, **how: Any) -> MPI.Request:
+        native = _Intracomm.Iallreduce
+        return self._start("allreduce", native, (sendbuf, recvbuf, op), (sendbuf, recvbuf, op), how)
+
+    def Ireduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, root: int = 0, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf, op, root)
+        return self._start("reduce", _Intracomm.Ireduce, args, args, how)
+
+    def Ireduce_scatter(
+        self,
+        sendbuf: Any,
+        recvbuf: Any,
+        recvcounts: Sequence[int] | None = None,
+        op: MPI.Op = MPI.SUM,
+        **how: Any,
+    ) -> MPI.Request:
+        args = (sendbuf, recvbuf, self._counts(sendbuf, recvbuf, recvcounts, how), op)
+        return self._start("reduce_scatter", _Intracomm.Ireduce_scatter, args, args, how)
+
+    def Ireduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, **how: Any) -> MPI.Request:
+        native = _Intracomm.Ireduce_scatter_block
+        return self._start("reduce_scatter", native, (sendbuf, recvbuf, op), (sendbuf, recvbuf, None, op), how)
+
+    def Allreduce_init(
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, **how: Any
+    ) -> MPI.Prequest | PersistentRequest:
+        if self._native and not how:
+            return _Intracomm.Allreduce_init(self, sendbuf, recvbuf, op, info)
+        args, how = self._translate((sendbuf, recvbuf, op), how)
+        persistent = self._connect().allreduce_init(*args, **how)
+        if persistent.operation.native:
+            return _Intracomm.Allreduce_init(self, sendbuf, recvbuf, op, info)
+        return PersistentRequest(persistent)
+
+    # ------------------------------------------------------------------ data movement
+
+    def Bcast(self, buf: Any, root: int = 0, **how: Any) -> None:
+        self._run("bcast", _Intracomm.Bcast, (buf, root), (buf, root), how)
+
+    def Allgather(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        self._run("allgather", _Intracomm.Allgather, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Allgatherv(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        self._run("allgather", _Intracomm.Allgatherv, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        self._run("gather", _Intracomm.Gather, (sendbuf, recvbuf, root), (sendbuf, recvbuf, root), how)
+
+    def Gatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        args = (sendbuf, recvbuf, root)
+        self._run("gather", _Intracomm.Gatherv, args, args, how, vector=True)
+
+    def Scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        self._run("scatter", _Intracomm.Scatter, (sendbuf, recvbuf, root), (sendbuf, recvbuf, root), how)
+
+    def Scatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> None:
+        args = (sendbuf, recvbuf, root)
+        self._run("scatter", _Intracomm.Scatterv, args, args, how, vector=True)
+
+    def Alltoall(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        self._run("alltoall", _Intracomm.Alltoall, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Alltoallv(self, sendbuf: Any, recvbuf: Any, **how: Any) -> None:
+        args = (sendbuf, recvbuf)
+        self._run("alltoall", _Intracomm.Alltoallv, args, args, how, vector=True)
+
+    def Ibcast(self, buf: Any, root: int = 0, **how: Any) -> MPI.Request:
+        return self._start("bcast", _Intracomm.Ibcast, (buf, root), (buf, root), how)
+
+    def Iallgather(self, sendbuf: Any, recvbuf: Any, **how: Any) -> MPI.Request:
+        return self._start("allgather", _Intracomm.Iallgather, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Iallgatherv(self, sendbuf: Any, recvbuf: Any, **how: Any) -> MPI.Request:
+        return self._start("allgather", _Intracomm.Iallgatherv, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Igather(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf, root)
+        return self._start("gather", _Intracomm.Igather, args, args, how)
+
+    def Igatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf, root)
+        return self._start("gather", _Intracomm.Igatherv, args, args, how, vector=True)
+
+    def Iscatter(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf, root)
+        return self._start("scatter", _Intracomm.Iscatter, args, args, how)
+
+    def Iscatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf, root)
+        return self._start("scatter", _Intracomm.Iscatterv, args, args, how, vector=True)
+
+    def Ialltoall(self, sendbuf: Any, recvbuf: Any, **how: Any) -> MPI.Request:
+        return self._start("alltoall", _Intracomm.Ialltoall, (sendbuf, recvbuf), (sendbuf, recvbuf), how)
+
+    def Ialltoallv(self, sendbuf: Any, recvbuf: Any, **how: Any) -> MPI.Request:
+        args = (sendbuf, recvbuf)
+        return self._start("alltoall", _Intracomm.Ialltoallv, args, args, how, vector=True)
+
+    # ------------------------------------------------------------------ point to point
+
+    def Send(self, buf: Any, dest: int, tag: int = 0, *, codec: str | Codec | None = None) -> None:
+        if codec is None or dest == MPI.PROC_NULL:
+            return _Intracomm.Send(self, buf, dest, tag)
+        return self._messages().post_send(buf, dest, tag, codec).wait()
+
+    def Recv(
+        self,
+        buf: Any,
+        source: int = MPI.ANY_SOURCE,
+        tag: int = MPI.ANY_TAG,
+        status: MPI.Status | None = None,
+        *,
+        codec: str | Codec | None = None,
+    ) -> None:
+        if codec is None or source == MPI.PROC_NULL:
+            return _Intracomm.Recv(self, buf, source, tag, status)
+        return _fill(status, self._messages().post_recv(buf, source, tag, codec).wait())
+
+    def Isend(self, buf: Any, dest: int, tag: int = 0, *, codec: str | Codec | None = None) -> MPI.Request:
+        if codec is None or dest == MPI.PROC_NULL:
+            return _Intracomm.Isend(self, buf, dest, tag)
+        mail = self._messages()
+        return Request.of(mail.in_background(mail.post_send(buf, dest, tag, codec)))
+
+    def Irecv(
+        self,
+        buf: Any,
+        source: int = MPI.ANY_SOURCE,
+        tag: int = MPI.ANY_TAG,
+        *,
+        codec: str | Codec | None = None,
+    ) -> MPI.Request:
+        if codec is None or source == MPI.PROC_NULL:
+            return _Intracomm.Irecv(self, buf, source, tag)
+        mail = self._messages()
+        return Request.of(mail.in_background(mail.post_recv(buf, source, tag, codec)))
+
+    def Sendrecv(
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = MPI.ANY_SOURCE,
+        recvtag: int = MPI.ANY_TAG,
+        status: MPI.Status | None = None,
+        *,
+        codec: str | Codec | None = None,
+    ) -> None:
+        if codec is None:
+            return _Intracomm.Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag, status)
+        receive = self.Irecv(recvbuf, source, recvtag, codec=codec)
+        self.Send(sendbuf, dest, sendtag, codec=codec)
+        receive.Wait(status)
+        return None
+
+    # ------------------------------------------------------------------ communicators from this one
+
+    def Dup(self, info: MPI.Info | None = None) -> Comm:
+        return self._like_this(_Intracomm.Dup(self, info))
+
+    def Clone(self) -> Comm:
+        return self._like_this(_Intracomm.Clone(self))
+
+    def Dup_with_info(self, info: MPI.Info) -> Comm:
+        return self._like_this(_Intracomm.Dup_with_info(self, info))
+
+    def Idup(self, info: MPI.Info | None = None) -> tuple[Comm, MPI.Request]:
+        return self._like_these(_Intracomm.Idup(self, info))
+
+    def Idup_with_info(self, info: MPI.Info) -> tuple[Comm, MPI.Request]:
+        return self._like_these(_Intracomm.Idup_with_info(self, info))
+
+    def Split(self, color: int = 0, key: int = 0) -> Comm:
+        return self._like_this(_Intracomm.Split(self, color, key))
+
+    def Split_type(self, split_type: int, key: int = 0, info: MPI.Info = MPI.INFO_NULL) -> Comm:
+        return self._like_this(_Intracomm.Split_type(self, split_type, key, info))
+
+    def Create(self, group: MPI.Group) -> Comm:
+        return self._like_this(_Intracomm.Create(self, group))
+
+    def Create_group(self, group: MPI.Group, tag: int = 0) -> Comm:
+        return self._like_this(_Intracomm.Create_group(self, group, tag))
+
+    def Free(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        _Intracomm.Free(self)
+
+    # ------------------------------------------------------------------ how a call is done
+
+    def _run(
+        self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
+    ) -> None:
+        started = time.perf_counter()
+        operation, reason = self._plan(name, args, how, options)
+        if operation is not None:
+            return self._connect().run(operation)
+        native(self, *given)
+        if how.get("average") and args[1] is not None:
+            _divide(args[1], self.Get_size())
+        seconds = time.perf_counter() - started
+        self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)
+        return None
+
+    def _start(
+        self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
+    ) -> MPI.Request:
+        started = time.perf_counter()
+        operation, reason = self._plan(name, args, how, options)
+        if operation is not None:
+            return Request.of(self._connect().start(operation))
+        if how.get("average"):
+            raise ValueError("average: True, a native nonblocking call cannot divide; name a codec or an algorithm")
+        request = native(self, *given)
+        seconds = time.perf_counter() - started
+        self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)
+        return request
+
+    def _plan(
+        self, name: str, args: tuple, how: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[Operation | None, str]:
+        """The compressed operation, or None and the reason why the call is MPI's."""
+        if self._native and not how:
+            return None, ""
+        args, how = self._translate(args, how)
+        try:
+            operation = self._connect().plan(name, *args, **how, **options)
+        except (TypeError, ValueError) as error:
+            if how:
+                raise
+            return None, str(error)  # derived datatypes, say: MPI takes them, or knows better what is wrong
+        return (None, operation.plan.reason) if operation.native else (operation, "")
+
+    def _translate(self, args: tuple, how: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """MPI's constants in collcomp's words."""
+        unknown = how.keys() - {"codec", "algorithm", "key", "average"}
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+        average = how.get("average", False)
+        words = []
+        for arg in args:
+            if isinstance(arg, MPI.Op):
+                op = _OPS.get(arg.handle, "an operation of MPI's own")
+                if average and op != "sum":
+                    raise ValueError("average: True, only a sum can be averaged")
+                words.append("avg" if average else op)
+            else:
+                words.append(IN_PLACE if arg is MPI.IN_PLACE else arg)
+        return tuple(words), {name: value for name, value in how.items() if name != "average"}
+
+    def _counts(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None, how: dict[str, Any]
+    ) -> Sequence[int] | None:
+        """What Reduce_scatter does without counts: each rank gets as much as its receive buffer holds."""
+        if recvcounts is not None or sendbuf is MPI.IN_PLACE or (self._native and not how):
+            return recvcounts
+        return self.allgather(as_buffer(recvbuf, "recvbuf").flat.size)
+
+    def _connect(self) -> Communicator:
+        """The engine, with a duplicate of this communicator for its messages. The first call is collective."""
+        if self._engine is None:
+            if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+                raise TransportError("MPI: compressed operations need MPI.THREAD_MULTIPLE, which mpi4py asks for")
+            private, request = _Intracomm.Idup(self)
+            waited_until = time.monotonic() + self._settings["deadline"]
+            while not request.Test():
+                if time.monotonic() > waited_until:
+                    raise DeadlineError("not all ranks of the communicator have come to its first compressed call")
+                time.sleep(1e-5)
+            self._engine = Communicator(mpi_transport(private), native=True, **self._settings)
+        return self._engine
+
+    def _messages(self) -> Messages:
+        if self._mail is None:
+            self._mail = Messages(MpiTransport(self), self._settings["deadline"], self.records)
+        return self._mail
+
+    def _like_this(self, comm: MPI.Intracomm) -> Comm:
+        return Comm(comm, **self._settings)
+
+    def _like_these(self, pair: tuple[MPI.Intracomm, MPI.Request]) -> tuple[Comm, MPI.Request]:
+        return self._like_this(pair[0]), pair[1]
+
+
+def _fill(status: MPI.Status | None, received: Received) -> None:
+    if status is not None:
+        status.Set_source(received.source)
+        status.Set_tag(received.tag)
+        status.Set_elements(MPI.BYTE, received.nbytes)
+
+
+def _divide(recvbuf: Any, size: int) -> None:
+    buffer = as_buffer(recvbuf, "recvbuf", writable=True)
+    buffer.flat /= size
+    buffer.commit()
+
+
+def _nbytes(*bufs: Any) -> int:
+    """Bytes of the first of a native call's buffers that tells; 0 where none does."""
+    for buf in bufs:
+        nbytes = getattr(buf, "nbytes", None)
+        if nbytes is not None:
+            return nbytes
+        if buf is not None and buf is not MPI.IN_PLACE:
+            try:
+                return as_buffer(buf, "buf").flat.nbytes
+            except (TypeError, ValueError):
+                continue
+    return 0
+
+
+def _nothing(*args: Any) -> None:
+    pass

@@ -1,0 +1,313 @@
+"""One collective call, checked and planned, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from collcomp.buffers import Buffer, as_buffer, check_disjoint
+from collcomp.codecs import Codec, Identity, as_codec
+from collcomp.collectives import ALGORITHMS, NATIVE, Plan
+from collcomp.feedback import Residuals
+from collcomp.frame import dtype_code
+from collcomp.policies import Call, Policy, plan_for, unsuited
+
+__all__ = ["IN_PLACE", "Operation", "Planner"]
+
+
+class _InPlace:
+    """Says that a rank's operand lies in its receive buffer."""
+
+    def __repr__(self) -> str:
+        return "IN_PLACE"
+
+
+#: In place of a send buffer (of `recvbuf` in `scatter`): this rank's data lie in the other buffer.
+IN_PLACE = _InPlace()
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a caller may say about one call; None leaves it to the policy.
+
+    Attributes
+    ----------
+    codec : str or Codec, optional
+    algorithm : str, optional
+    key : str, optional
+        Name of the tensor, for codecs that keep a residual.
+    """
+
+    codec: str | Codec | None = None
+    algorithm: str | None = None
+    key: str | None = None
+
+
+@dataclass(slots=True)
+class Operation:
+    """What is left to do once a call's arguments are known to be right.
+
+    Attributes
+    ----------
+    collective : str
+    plan : Plan
+    message : Buffer
+        The buffer that the call's size is told by.
+    args : tuple
+        What the algorithm takes after the `Exchange`.
+    outputs : list of Buffer
+        Buffers to be committed at the end.
+    key : str or None
+    residual : ndarray or None
+    sequence : int
+        Its number on its communicator, equal on all ranks.
+    """
+
+    collective: str
+    plan: Plan
+    message: Buffer
+    args: tuple[Any, ...]
+    outputs: list[Buffer]
+    key: str | None = None
+    residual: np.ndarray | None = None
+    sequence: int = 0
+
+    @property
+    def native(self) -> bool:
+        """Whether the library underneath is to do it."""
+        return self.plan.algorithm == NATIVE
+
+    @property
+    def algorithm(self) -> Callable[..., None]:
+        """The function that does it."""
+        return ALGORITHMS[self.plan.algorithm][self.collective]
+
+
+class Planner:
+    """Checks the arguments of each collective and plans it.
+
+    The methods take MPI's arguments and return an `Operation`; every `ValueError` and `TypeError` comes from here.
+
+    Parameters
+    ----------
+    rank, size : int
+    policy : Policy
+        Plans the calls that name no codec.
+    residuals : Residuals
+    native : bool
+        Whether there is a library underneath; where there is none, its calls are done by `direct` without a codec.
+    """
+
+    def __init__(self, rank: int, size: int, policy: Policy, residuals: Residuals, native: bool) -> None:
+        self.rank = rank
+        self.size = size
+        self.policy = policy
+        self.residuals = residuals
+        self.has_native = native
+
+    def prepare(self, collective: str, args: Sequence[Any], how: How, options: dict[str, Any]) -> Operation:
+        """Check and plan a `collective`, which is the name of one of the methods below."""
+        return getattr(self, collective)(*args, how=how, **options)
+
+    # ------------------------------------------------------------------ reductions
+
+    def allreduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", *, how: How) -> Operation:
+        send, recv = self._pair(sendbuf, recvbuf)
+        _check_count(send, recv)
+        return self._operation("allreduce", send, op, (send.flat, recv.flat, op), [recv], how)
+
+    def reduce(self, sendbuf: Any, recvbuf: Any, op: str = "sum", root: int = 0, *, how: How) -> Operation:
+        self._check_root(root)
+        recv = as_buffer(recvbuf, "recvbuf", writable=True) if self.rank == root else None
+        if sendbuf is IN_PLACE:
+            if recv is None:
+                raise ValueError(f"sendbuf: IN_PLACE is for the root ({root}), this is rank {self.rank}")
+            send = recv
+        else:
+            send = as_buffer(sendbuf, "sendbuf")
+            if recv is not None:
+                _check_pair(send, recv)
+        if recv is not None:
+            _check_count(send, recv)
+        return self._operation(
+            "reduce", send, op, (send.flat, None if recv is None else recv.flat, op, root), [recv] if recv else [], how
+        )
+
+    def reduce_scatter(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: str = "sum", *, how: How
+    ) -> Operation:
+        recv = as_buffer(recvbuf, "recvbuf", writable=True)
+        if sendbuf is IN_PLACE:
+            send = Buffer(recv.flat.copy())
+        else:
+            send = as_buffer(sendbuf, "sendbuf")
+            _check_pair(send, recv)
+        if recvcounts is None:
+            count, rest = divmod(send.flat.size, self.size)
+            if rest:
+                raise ValueError(f"sendbuf: {send.flat.size} elements cannot be split into {self.size} equal blocks")
+            recvcounts = [count] * self.size
+        counts = [int(c) for c in recvcounts]
+        if len(counts) != self.size or min(counts) < 0 or sum(counts) != send.flat.size:
+            raise ValueError(f"recvcounts: {counts} do not split {send.flat.size} elements among {self.size} ranks")
+        if recv.flat.size < counts[self.rank]:
+            raise ValueError(f"recvbuf: {recv.flat.size} elements, {counts[self.rank]} are to arrive")
+        return self._operation("reduce_scatter", send, op, (send.flat, recv.flat, counts, op), [recv], how)
+
+    # ------------------------------------------------------------------ data movement
+
+    def bcast(self, buf: Any, root: int = 0, *, how: How) -> Operation:
+        self._check_root(root)
+        data = as_buffer(buf, "buf", writable=True)
+        return self._operation("bcast", data, None, (data.flat, root), [data], how)
+
+    def allgather(self, sendbuf: Any, recvbuf: Any, *, how: How) -> Operation:
+        recv = as_buffer(recvbuf, "recvbuf", writable=True, parts=self.size)
+        blocks = recv.blocks(self.size, "recvbuf")
+        if sendbuf is IN_PLACE:
+            send = Buffer(blocks[self.rank])
+        else:
+            send = as_buffer(sendbuf, "sendbuf")
+            _check_pair(send, recv)
+        if send.flat.size != blocks[self.rank].size:
+            raise ValueError(f"sendbuf: {send.flat.size} elements, recvbuf has {blocks[self.rank].size} for this rank")
+        # The largest block, because that is known on every rank.
+        nbytes = max(block.nbytes for block in blocks)
+        return self._operation("allgather", send, None, (send.flat, blocks), [recv], how, nbytes=nbytes)
+
+    def gather(self, sendbuf: Any, recvbuf: Any, root: int = 0, *, how: How, vector: bool = False) -> Operation:
+        self._check_root(root)
+        recv = as_buffer(recvbuf, "recvbuf", writable=True, parts=self.size) if self.rank == root else None
+        blocks = recv.blocks(self.size, "recvbuf") if recv is not None else None
+        if sendbuf is IN_PLACE:
+            if blocks is None:
+                raise ValueError(f"sendbuf: IN_PLACE is for the root ({root}), this is rank {self.rank}")
+            send = Buffer(blocks[root])
+        else:
+            send = as_buffer(sendbuf, "sendbuf")
+            if recv is not None and blocks is not None:
+                _check_pair(send, recv)
+                if send.flat.size != blocks[root].size:
+                    raise ValueError(
+                        f"sendbuf: {send.flat.size} elements, recvbuf has {blocks[root].size} for this rank"
+                    )
+        return self._operation(
+            "gather", send, None, (send.flat, blocks, root), [recv] if recv else [], how, uniform=not vector
+        )
+
+    def scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0, *, how: How, vector: bool = False) -> Operation:
+        self._check_root(root)
+        send = as_buffer(sendbuf, "sendbuf", parts=self.size) if self.rank == root else None
+        blocks = send.blocks(self.size, "sendbuf") if send is not None else None
+        if recvbuf is IN_PLACE:
+            if blocks is None:
+                raise ValueError(f"recvbuf: IN_PLACE is for the root ({root}), this is rank {self.rank}")
+            recv = Buffer(blocks[root])
+        else:
+            recv = as_buffer(recvbuf, "recvbuf", writable=True)
+            if send is not None and blocks is not None:
+                _check_pair(send, recv)
+                if recv.flat.size != blocks[root].size:
+                    raise ValueError(
+                        f"recvbuf: {recv.flat.size} elements, sendbuf has {blocks[root].size} for this rank"
+                    )
+        return self._operation("scatter", recv, None, (blocks, recv.flat, root), [recv], how, uniform=not vector)
+
+    def alltoall(self, sendbuf: Any, recvbuf: Any, *, how: How, vector: bool = False) -> Operation:
+        recv = as_buffer(recvbuf, "recvbuf", writable=True, parts=self.size)
+        if sendbuf is IN_PLACE:
+            send = Buffer(recv.flat.copy(), recv.counts, recv.displs)
+        else:
+            send = as_buffer(sendbuf, "sendbuf", parts=self.size)
+            _check_pair(send, recv)
+        sends, recvs = send.blocks(self.size, "sendbuf"), recv.blocks(self.size, "recvbuf")
+        if sends[self.rank].size != recvs[self.rank].size:
+            raise ValueError(
+                f"sendbuf: {sends[self.rank].size} elements for this rank itself, recvbuf has {recvs[self.rank].size}"
+            )
+        return self._operation("alltoall", send, None, (sends, recvs), [recv], how, uniform=not vector)
+
+    # ------------------------------------------------------------------ helpers
+
+    def _operation(
+        self,
+        collective: str,
+        message: Buffer,
+        op: str | None,
+        args: tuple[Any, ...],
+        outputs: list[Buffer],
+        how: How,
+        *,
+        nbytes: int | None = None,
+        uniform: bool = True,
+    ) -> Operation:
+        flat = message.flat
+        nbytes = flat.nbytes if nbytes is None else nbytes
+        call = Call(collective, nbytes, flat.dtype, op, self.size, how.key, uniform)
+        plan = self._plan(call, how)
+        residual = None
+        if plan.algorithm != NATIVE:
+            dtype_code(flat.dtype)
+            if message.device != "cpu":
+                raise TypeError(f"buffer: on {message.device}, codec {plan.codec.spec!r} has kernels for cpu only")
+            if plan.codec.feedback and op is not None and how.key is not None:
+                residual = self.residuals.get(how.key, flat.size, flat.dtype)
+        return Operation(collective, plan, message, args, outputs, how.key, residual)
+
+    def _plan(self, call: Call, how: How) -> Plan:
+        if how.algorithm is not None:
+            _check_algorithm(how.algorithm, call.collective)
+        if how.codec is None and how.algorithm is None:
+            plan = self.policy.plan(call)
+        elif how.algorithm == NATIVE:
+            if how.codec is not None:
+                raise ValueError(f"algorithm: 'native' does not take a codec, got {how.codec!r}")
+            plan = plan_for(call, Identity(), NATIVE)
+        else:
+            codec = Identity() if how.codec is None else as_codec(how.codec)
+            if codec.feedback and call.op is not None and call.key is None:
+                raise ValueError(f"key: None, codec {codec.spec!r} keeps a residual by the tensor's key")
+            plan = plan_for(call, codec, how.algorithm)
+        if plan.algorithm == NATIVE and not self.has_native:
+            plan = plan_for(call, Identity(), "direct", plan.reason)
+        if plan.algorithm != NATIVE:
+            problem = unsuited(call, plan.codec)
+            if problem is not None:
+                raise (TypeError if problem.startswith("dtype") else ValueError)(problem)
+            if self.size == 1:  # nothing is sent, so nothing is lost
+                plan = replace(plan, codec=Identity(), algorithm="direct")
+        return plan
+
+    def _pair(self, sendbuf: Any, recvbuf: Any) -> tuple[Buffer, Buffer]:
+        recv = as_buffer(recvbuf, "recvbuf", writable=True)
+        if sendbuf is IN_PLACE:
+            return recv, recv
+        send = as_buffer(sendbuf, "sendbuf")
+        _check_pair(send, recv)
+        return send, recv
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(f"root: {root} is not a rank, there are {self.size}")
+
+
+def _check_algorithm(algorithm: str, collective: str) -> None:
+    known = [NATIVE, *(name for name, functions in ALGORITHMS.items() if collective in functions)]
+    if algorithm not in known:
+        raise ValueError(f"algorithm: {algorithm!r} cannot do {collective}; known: {', '.join(known)}")
+
+
+def _check_pair(send: Buffer, recv: Buffer) -> None:
+    if send.device != recv.device:
+        raise ValueError(f"recvbuf: on {recv.device}, sendbuf is on {send.device}")
+    if send.flat.dtype != recv.flat.dtype:
+        raise TypeError(f"recvbuf: dtype {recv.flat.dtype}, sendbuf has {send.flat.dtype}")
+    check_disjoint(send.flat, recv.flat)
+
+
+def _check_count(send: Buffer, recv: Buffer) -> None:
+    if send.flat.size != recv.flat.size:
+        raise ValueError(f"recvbuf: {recv.flat.size} elements, sendbuf has {send.flat.size}")

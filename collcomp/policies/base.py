@@ -1,0 +1,86 @@
+"""Who decides how an operation is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from collcomp.codecs.base import Codec
+from collcomp.collectives import NATIVE, OPS, Plan
+
+__all__ = ["Call", "Policy", "plan_for"]
+
+_SEGMENTS_PER_CHUNK = 16
+_MIN_SEGMENT_NBYTES = 256 << 10
+_MAX_SEGMENT_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of an operation on every rank alike, before any data is looked at.
+
+    Attributes
+    ----------
+    collective : str
+        MPI's name in lower case.
+    nbytes : int
+        Bytes of the message: the whole vector of a reduction or broadcast, this rank's block otherwise.
+    dtype : numpy.dtype
+    op : str or None
+        ``"sum"``, ``"avg"``, ``"max"``, ``"min"``, another name for what only the native library can do; None where
+        nothing is reduced.
+    size : int
+        Number of ranks.
+    key : str or None
+        The caller's name for the tensor.
+    uniform : bool
+        Whether `nbytes` is the same on every rank; where it is not (gatherv, scatterv, alltoallv, point to point),
+        nothing may be decided by it.
+    """
+
+    collective: str
+    nbytes: int
+    dtype: np.dtype
+    op: str | None
+    size: int
+    key: str | None = None
+    uniform: bool = True
+
+
+class Policy(Protocol):
+    """Chooses a plan for each call."""
+
+    def plan(self, call: Call) -> Plan:
+        """The plan of `call`. Pure: ranks whose plans differ cannot understand each other."""
+
+
+def unsuited(call: Call, codec: Codec) -> str | None:
+    """Why `codec` cannot be used for `call`, or None when it can."""
+    if not codec.lossless and not is_float(call.dtype):
+        return f"dtype: {call.dtype} never meets a lossy codec ({codec.spec})"
+    if call.op is None:
+        return None
+    if call.op not in OPS:
+        return f"op: {call.op} is only done natively, not with codec {codec.spec!r}"
+    if call.op in ("max", "min") and not codec.monotone:
+        return f"op: {call.op} needs a codec that keeps the order of values, {codec.spec!r} does not"
+    return None
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether `dtype` is a real floating-point type (bfloat16 included)."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def plan_for(call: Call, codec: Codec, algorithm: str | None = None, reason: str = "") -> Plan:
+    """The plan that uses `codec` for `call`, with the default algorithm and pipeline unit where none is given."""
+    if algorithm is None:
+        algorithm = "gathered" if codec.sparse and call.collective in ("allreduce", "reduce") else "direct"
+    if algorithm == NATIVE:
+        return Plan(NATIVE, codec, call.nbytes, reason=reason)
+    segment = _MAX_SEGMENT_NBYTES
+    if call.op is not None:  # all ranks know the whole message's size; elsewhere two ranks know their block at most
+        segment = min(max(call.nbytes // call.size // _SEGMENTS_PER_CHUNK, _MIN_SEGMENT_NBYTES), segment)
+    return Plan(algorithm, codec, segment, reason=reason)

@@ -1,0 +1,122 @@
+"""Run an unmodified mpi4py program with its collectives compressed."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+
+from collcomp.codecs import as_codec
+from collcomp.diagnosis import Records, Total
+
+__all__ = ["parse_nbytes", "report_table", "run_program"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_nbytes(text: str, name: str) -> int:
+    """Bytes from ``"512"``, ``"64K"``, ``"1M"``, ``"2G"`` (powers of 1024); `ValueError` names the argument `name`."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{name}: {text!r} is no size; write 512, 64K, 1M or 2G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def run_program(
+    program: str,
+    arguments: Sequence[str],
+    *,
+    module: bool = False,
+    codec: str | None = None,
+    min_nbytes: int = 65536,
+    report: bool = False,
+) -> int:
+    """Run `program` as ``__main__`` with a compressing communicator in place of ``MPI.COMM_WORLD``.
+
+    Parameters
+    ----------
+    program : str
+        Path of a script, or name of a module.
+    arguments : sequence of str
+        The program's own.
+    module : bool
+        Whether `program` names a module.
+    codec : str, optional
+        Codec of collectives on at least `min_nbytes` bytes of floating-point values.
+    min_nbytes : int
+    report : bool
+        Rank 0 prints at the end what each collective sent, summed over all ranks.
+
+    Returns
+    -------
+    int
+        The program's exit status. As under ``python -m mpi4py``, an uncaught exception on one rank ends all ranks.
+    """
+    chosen = None if codec is None else as_codec(codec)  # a wrong spec is told before MPI is initialised
+    from mpi4py import MPI
+
+    from collcomp.mpi import Comm
+
+    world = MPI.COMM_WORLD
+    records = Records()
+    MPI.COMM_WORLD = Comm(world, codec=chosen, min_nbytes=min_nbytes, records=records)
+    sys.argv = [program, *arguments]
+    status = 0
+    try:
+        if module:
+            sys.path[0] = os.getcwd()
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = os.path.dirname(os.path.abspath(program))
+            runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        status = _exit_status(end)
+        if status:
+            world.Abort(status)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        world.Abort(1)
+    if report and not MPI.Is_finalized():
+        totals = world.gather(records.totals(), root=0)
+        if totals is not None:
+            print(report_table(totals), flush=True)
+    return status
+
+
+def report_table(totals: Sequence[dict[tuple[str, str, str], Total]]) -> str:
+    """What each collective sent, one line for each algorithm and codec, summed over the ranks in `totals`."""
+    merged: dict[tuple[str, str, str], Total] = {}
+    for of_rank in totals:
+        for kind, total in of_rank.items():
+            into = merged.setdefault(kind, Total())
+            into.calls = max(into.calls, total.calls)
+            into.nbytes += total.nbytes
+            into.wire_nbytes += total.wire_nbytes
+            into.raw_nbytes += total.raw_nbytes
+            into.seconds = max(into.seconds, total.seconds)
+    lines = [f"# collcomp: collectives of {len(totals)} ranks (calls and seconds of the busiest rank, bytes of all)"]
+    lines.append(
+        f"# {'collective':<16}{'algorithm':<11}{'codec':<24}{'calls':>8}{'bytes given':>15}{'bytes sent':>15}"
+        f"{'ratio':>8}{'seconds':>10}"
+    )
+    for (collective, algorithm, codec), total in sorted(merged.items()):
+        sent = "-" if algorithm == "native" else f"{total.wire_nbytes}"
+        ratio = f"{total.raw_nbytes / total.wire_nbytes:.2f}" if total.wire_nbytes else "-"
+        lines.append(
+            f"# {collective:<16}{algorithm:<11}{codec:<24}{total.calls:>8}{total.nbytes:>15}{sent:>15}"
+            f"{ratio:>8}{total.seconds:>10.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _exit_status(end: SystemExit) -> int:
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code
+    print(end.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,84 @@
+"""What moves bytes between ranks. A transport never looks at a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["Request", "Transport"]
+
+
+class Request(Protocol):
+    """One send or receive under way.
+
+    Once a receive is complete, `data` (uint8) are the bytes that arrived, `source` and `tag` where they came from.
+    """
+
+    data: np.ndarray
+    source: int
+    tag: int
+
+
+class Transport(ABC):
+    """Bytes between the ranks of one group. Messages from one rank under one tag arrive in order.
+
+    Attributes
+    ----------
+    rank, size : int
+        This rank, and how many there are.
+    shares_memory : bool
+        Receivers read where the sender wrote: what is sent has to lie in memory from `allocate`, receives take no
+        buffer, and what arrived is to be given back by `release`.
+    """
+
+    rank: int
+    size: int
+    shares_memory: bool = False
+
+    def allocate(self, nbytes: int) -> np.ndarray:
+        """Memory (uint8) for what is to be sent."""
+        return np.empty(nbytes, np.uint8)
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """The data of these completed receives will not be read any more."""
+
+    @abstractmethod
+    def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+        """Start to send `buf` (uint8, contiguous), which must stay as it is until the request is complete."""
+
+    @abstractmethod
+    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
+        """Start to receive into `buf` (uint8, contiguous; None where memory is shared).
+
+        A message that is longer than `buf` is an error of the request.
+        """
+
+    @abstractmethod
+    def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
+        """Indices of requests that are complete; waits up to `timeout` seconds for one, then returns an empty list.
+
+        Raises
+        ------
+        FrameError
+            When a message was longer than its buffer.
+        TransportError
+            When the bytes cannot be moved any more.
+        """
+
+    @abstractmethod
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Give up requests that are not complete. Memory of sends is kept until nobody can read it any more."""
+
+    @abstractmethod
+    def notify(self, sequence: int, text: str) -> None:
+        """Tell all other ranks, without waiting, that this rank gave up on operation `sequence`, and why."""
+
+    @abstractmethod
+    def notice(self, sequence: int) -> tuple[int, str] | None:
+        """Rank and reason, when another rank gave up on operation `sequence`."""
+
+    def close(self) -> None:
+        """Release what the transport holds. Collective where the transport's own release is."""

@@ -1,0 +1,142 @@
+"""Bytes over an MPI communicator."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from collcomp.errors import FrameError, TransportError
+from collcomp.transports.base import Request, Transport
+
+__all__ = ["MpiRequest", "MpiTransport"]
+
+_SEQUENCE = struct.Struct("<I")
+# How a rank waits: it polls, yielding its core, and after this many polls sleeps in between. More ranks than cores
+# are common in tests, and a progress thread must not take the core that the program computes on.
+_POLLS_BEFORE_SLEEP = 200
+_SLEEP_S = 50e-6
+
+
+class MpiRequest:
+    """A send or receive that MPI has under way."""
+
+    __slots__ = ("data", "handle", "source", "tag")
+
+    def __init__(self, handle: MPI.Request, buf: np.ndarray) -> None:
+        self.handle = handle
+        self.data = buf  # cut to what arrived when complete; kept alive until then
+        self.source = self.tag = -1
+
+
+class MpiTransport(Transport):
+    """The ranks of an MPI communicator.
+
+    Parameters
+    ----------
+    comm : MPI.Intracomm
+        Tags of its messages are the transport's alone, except where two transports of one user share it on purpose.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        limit = comm.Get_attr(MPI.TAG_UB)
+        self._notice_tag = 32767 if limit is None else int(limit)
+        self._statuses: list[list[MPI.Status]] = []  # to be used again; one a thread is in use
+        self._unfinished: list[MpiRequest] = []
+        self._notices: dict[int, tuple[int, str]] = {}
+
+    def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+        return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf)
+
+    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
+        assert buf is not None
+        return MpiRequest(self._comm.Irecv([buf, MPI.BYTE], source, self._fold(tag)), buf)
+
+    def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
+        handles = [request.handle for request in requests]  # type: ignore[attr-defined]
+        statuses = self._statuses.pop() if self._statuses else []
+        statuses += [MPI.Status() for _ in range(len(handles) - len(statuses))]
+
+        def completed() -> list[int]:
+            try:
+                done = MPI.Request.Testsome(handles, statuses)
+            except MPI.Exception as error:
+                raise _translate(error, statuses) from error
+            if done is None:  # none of them is active
+                return list(range(len(requests)))
+            for i, status in zip(done, statuses, strict=False):
+                self._arrived(requests[i], status)  # type: ignore[arg-type]
+            return done
+
+        done = self._poll(completed, timeout)
+        self._statuses.append(statuses)
+        return done
+
+    def _poll(self, completed: Callable[[], list[int]], timeout: float) -> list[int]:
+        """Call `completed` until it finds something, or `timeout` is over."""
+        end = 0.0
+        polls = 0
+        while not (done := completed()):
+            if timeout == 0:
+                break
+            polls += 1
+            if polls < _POLLS_BEFORE_SLEEP:
+                os.sched_yield()
+                continue
+            now = time.monotonic()
+            end = end or now + timeout
+            if now >= end:
+                break
+            time.sleep(_SLEEP_S)
+        return done
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            handle = request.handle  # type: ignore[attr-defined]
+            if handle != MPI.REQUEST_NULL:
+                handle.Cancel()
+                self._unfinished.append(request)  # type: ignore[arg-type]
+
+    def notify(self, sequence: int, text: str) -> None:
+        message = np.frombuffer(_SEQUENCE.pack(sequence) + text.encode()[:1000], np.uint8)
+        for dest in range(self.size):
+            if dest != self.rank:
+                handle = self._comm.Isend([message, MPI.BYTE], dest, self._notice_tag)
+                self._unfinished.append(MpiRequest(handle, message))
+
+    def notice(self, sequence: int) -> tuple[int, str] | None:
+        status = MPI.Status()
+        while self._comm.Iprobe(MPI.ANY_SOURCE, self._notice_tag, status):
+            message = bytearray(status.Get_count(MPI.BYTE))
+            self._comm.Recv([message, MPI.BYTE], status.Get_source(), self._notice_tag)
+            number = _SEQUENCE.unpack_from(message)[0]
+            self._notices[number] = (status.Get_source(), message[_SEQUENCE.size :].decode(errors="replace"))
+        self._unfinished = [request for request in self._unfinished if not request.handle.Test()]
+        return self._notices.pop(sequence, None)
+
+    def _arrived(self, request: MpiRequest, status: MPI.Status) -> None:
+        request.handle = MPI.REQUEST_NULL
+        request.source = status.Get_source()
+        request.tag = status.Get_tag()
+        request.data = request.data[: status.Get_count(MPI.BYTE)]
+
+    def close(self) -> None:
+        self._comm.Free()
+
+    def _fold(self, tag: int) -> int:
+        # Wildcards are negative; the notices' own tag stays free.
+        return tag if tag < 0 else tag % self._notice_tag
+
+
+def _translate(error: MPI.Exception, statuses: list[MPI.Status]) -> Exception:
+    codes = {error.Get_error_class(), *(MPI.Get_error_class(s.Get_error()) for s in statuses if s.Get_error() > 0)}
+    if MPI.ERR_TRUNCATE in codes:
+        return FrameError("frame: a message was longer than this rank expects; do all ranks agree in the call?")
+    return TransportError(f"MPI: {error.Get_error_string()}")

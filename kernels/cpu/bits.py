@@ -1,0 +1,242 @@
+"""Operations on the bits of numbers that numba itself would widen to 64 bits or not vectorise.
+
+Written as generic LLVM IR: every target has them, and each becomes one or a few vector instructions in a loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+__all__ = [
+    "bfloat16_to_float32",
+    "count_trailing_zeros",
+    "fixed_point",
+    "float16_to_float32",
+    "float32_to_bfloat16",
+    "float32_to_float16",
+    "from_magnitude",
+    "hash32",
+    "high15",
+    "low15",
+    "magnitude",
+    "magnitudes_above",
+    "narrow_to_odd",
+]
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
+#: numba's float type -> its integer twin, LLVM's types of both, and the mask that clears the sign.
+_TWINS: dict[Any, Any] = {
+    types.float32: (types.int32, _I32, _F32, 0x7FFFFFFF),
+    types.float64: (types.int64, _I64, _F64, 0x7FFFFFFFFFFFFFFF),
+}
+_TWIN_OF_MAGNITUDE: dict[Any, Any] = {twin[0]: kind for kind, twin in _TWINS.items()}
+_INFINITY = 0x7F800000
+
+
+def _c32(value: int) -> ir.Constant:
+    return ir.Constant(_I32, value)
+
+
+@intrinsic
+def magnitude(typing_context, x):
+    """The bits of float `x` without its sign, as a signed integer: ordered as magnitudes are, NaN above infinity."""
+    result, bits, _, mask = _TWINS[x]
+
+    def generate(context, builder, signature, args):
+        return builder.and_(builder.bitcast(args[0], bits), ir.Constant(bits, mask))
+
+    return result(x), generate
+
+
+@intrinsic
+def from_magnitude(typing_context, bits):
+    """The float that `magnitude` gave `bits` for."""
+    result = _TWIN_OF_MAGNITUDE[bits]
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], _TWINS[result][2])
+
+    return result(bits), generate
+
+
+@intrinsic
+def hash32(typing_context, base, counter):
+    """A 32-bit hash of the pair (both uint32), good enough for rounding where `base` is itself well mixed.
+
+    A Weyl sequence, which in a loop costs one addition, and one round of multiply and xor-shift.
+    """
+
+    def generate(context, builder, signature, args):
+        h = builder.add(args[0], builder.mul(args[1], _c32(0x9E3779B9)))
+        h = builder.mul(builder.xor(h, builder.lshr(h, _c32(15))), _c32(0x846CA68B))
+        return builder.xor(h, builder.lshr(h, _c32(16)))
+
+    return types.uint32(types.uint32, types.uint32), generate
+
+
+@intrinsic
+def fixed_point(typing_context, x):
+    """``x * 2**15`` rounded to an integer, as int32, for -127 <= x <= 127.
+
+    Adding 384 makes the adder round at 2**-15 and leaves the result in the low bits: no conversion is needed.
+    """
+
+    def generate(context, builder, signature, args):
+        shifted = builder.bitcast(builder.fadd(args[0], ir.Constant(_F32, 384)), _I32)
+        return builder.sub(shifted, _c32(0x43C00000))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def low15(typing_context, h):
+    """The lower 15 bits of uint32 `h`, as int32."""
+
+    def generate(context, builder, signature, args):
+        return builder.and_(args[0], _c32(0x7FFF))
+
+    return types.int32(types.uint32), generate
+
+
+@intrinsic
+def high15(typing_context, h):
+    """The upper 15 bits of uint32 `h`, as int32."""
+
+    def generate(context, builder, signature, args):
+        return builder.lshr(args[0], _c32(17))
+
+    return types.int32(types.uint32), generate
+
+
+@intrinsic
+def float32_to_bfloat16(typing_context, x):
+    """The bits of `x` rounded to bfloat16, ties to even; NaN stays NaN."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _I32)
+        upper = builder.lshr(bits, _c32(16))
+        odd = builder.and_(upper, _c32(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, _c32(0x7FFF)), odd), _c32(16))
+        is_nan = builder.icmp_unsigned(">", builder.and_(bits, _c32(0x7FFFFFFF)), _c32(_INFINITY))
+        return builder.trunc(builder.select(is_nan, builder.or_(upper, _c32(0x40)), rounded), _I16)
+
+    return types.int16(types.float32), generate
+
+
+@intrinsic
+def bfloat16_to_float32(typing_context, bits):
+    """The value of bfloat16 `bits` (int16), exactly."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _c32(16)), _F32)
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+def float32_to_float16(typing_context, x):
+    """The bits of `x` rounded to IEEE float16, ties to even, to infinity from 65520 on; NaN stays NaN.
+
+    In integer arithmetic, as fast as the conversion instruction here, because not every CPU has that instruction.
+    """
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _I32)
+        a = builder.and_(bits, _c32(0x7FFFFFFF))
+        sign = builder.and_(builder.lshr(bits, _c32(16)), _c32(0x8000))
+        # Normal numbers: shift the exponent by the difference of the biases, round the 13 bits that go.
+        odd = builder.and_(builder.lshr(a, _c32(13)), _c32(1))
+        rebiased = builder.sub(a, _c32((112 << 23) - 0xFFF))
+        normal = builder.lshr(builder.add(rebiased, odd), _c32(13))
+        # Subnormal ones: adding 0.5 makes the adder round at 2**-24, float16's last place.
+        half = 0x3F000000
+        summed = builder.fadd(builder.bitcast(a, _F32), ir.Constant(_F32, 0.5))
+        subnormal = builder.sub(builder.bitcast(summed, _I32), _c32(half))
+        h = builder.select(builder.icmp_unsigned("<", a, _c32(113 << 23)), subnormal, normal)
+        h = builder.select(builder.icmp_unsigned(">=", a, _c32(0x477FF000)), _c32(0x7C00), h)
+        h = builder.select(builder.icmp_unsigned(">", a, _c32(_INFINITY)), _c32(0x7E00), h)
+        return builder.trunc(builder.or_(h, sign), _I16)
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def float16_to_float32(typing_context, bits):
+    """The value of IEEE float16 `bits` (uint16), exactly."""
+
+    def generate(context, builder, signature, args):
+        h = builder.zext(args[0], _I32)
+        a = builder.and_(h, _c32(0x7FFF))
+        sign = builder.shl(builder.and_(h, _c32(0x8000)), _c32(16))
+        shifted = builder.shl(a, _c32(13))
+        normal = builder.add(shifted, _c32(112 << 23))
+        subnormal = builder.bitcast(builder.fmul(builder.sitofp(a, _F32), ir.Constant(_F32, 2.0**-24)), _I32)
+        f = builder.select(builder.icmp_unsigned("<", a, _c32(0x400)), subnormal, normal)
+        special = builder.or_(shifted, _c32(_INFINITY))
+        f = builder.select(builder.icmp_unsigned(">=", a, _c32(0x7C00)), special, f)
+        return builder.bitcast(builder.or_(f, sign), _F32)
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def narrow_to_odd(typing_context, x):
+    """Float64 `x` as float32, inexact results rounded to the neighbour with an odd last bit; float32 as it is.
+
+    Rounding the result once more, to a narrower format, gives what rounding `x` directly would have given.
+
+    Source: Boldo and Melquiond, "When double rounding is odd", IMACS 2005.
+    """
+    if x == types.float32:
+        return x(x), lambda context, builder, signature, args: args[0]
+
+    def generate(context, builder, signature, args):
+        narrow = builder.fptrunc(args[0], _F32)
+        bits = builder.bitcast(narrow, _I32)
+        mask = ir.Constant(_I64, 0x7FFFFFFFFFFFFFFF)
+        given = builder.and_(builder.bitcast(args[0], _I64), mask)
+        back = builder.and_(builder.bitcast(builder.fpext(narrow, _F64), _I64), mask)
+        inexact = builder.zext(builder.icmp_unsigned("!=", back, given), _I32)
+        away = builder.zext(builder.icmp_unsigned(">", back, given), _I32)
+        odd = builder.bitcast(builder.or_(builder.sub(bits, away), inexact), _F32)
+        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), narrow, odd)
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def magnitudes_above(typing_context, x, start, threshold):
+    """Which of ``x[start : start + 64]`` have a `magnitude` above `threshold`, as the bits of a uint64."""
+    _, bits, _, mask = _TWINS[x.dtype]
+    vector = ir.VectorType(bits, 64)
+
+    def splat(builder, value):
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _c32(0))
+        return builder.shuffle_vector(
+            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
+        )
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
+        lanes = builder.load(pointer)
+        lanes.align = x.dtype.bitwidth // 8 if x.aligned else 1
+        lanes = builder.and_(lanes, ir.Constant(vector, [mask] * 64))
+        return builder.bitcast(builder.icmp_signed(">", lanes, splat(builder, args[2])), _I64)
+
+    return types.uint64(x, types.int64, _TWINS[x.dtype][0]), generate
+
+
+@intrinsic
+def count_trailing_zeros(typing_context, bits):
+    """Position of the lowest set bit of uint64 `bits`, which is not zero."""
+
+    def generate(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(_I1, 1))
+
+    return types.int64(types.uint64), generate

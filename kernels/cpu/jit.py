@@ -1,0 +1,48 @@
+"""How kernels are compiled: lazily, without the GIL, and cached on disk until any kernel source changes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+__all__ = ["INLINED", "inlined", "kernel", "source_stamp"]
+
+# No fastmath: results are the same bits on every CPU, with or without fused multiply-add, and NaN is kept.
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+#: Options of what is compiled into its callers (`numba.extending.overload` takes them as `jit_options`).
+INLINED: Any = {"forceinline": True, **_OPTIONS}
+
+
+def source_stamp(folder: Path) -> str:
+    """Digest of all Python sources below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = source_stamp(Path(__file__).parent)
+
+
+def kernel(function: Callable) -> Any:
+    """Compile `function` when it is called with new types, and cache the result where numba may write.
+
+    numba drops a cached kernel when its own file changes, but not when a helper in another file does: all kernels
+    therefore carry the digest of all sources.
+    """
+    dispatcher = numba.njit(**_OPTIONS)(function)
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+        return dispatcher
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    return dispatcher
+
+
+def inlined(function: Callable) -> Any:
+    """Compile `function` into the kernels that call it."""
+    return numba.njit(**INLINED)(function)
