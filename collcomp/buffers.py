@@ -155,26 +155,26 @@ def _from_spec(spec: Sequence[Any], name: str, writable: bool, parts: int) -> Bu
             if buffer.origin is not None or buffer.flat.nbytes % dtype.itemsize:
                 raise ValueError(f"{name}: {buffer.flat.nbytes} bytes of {buffer.flat.dtype} are no array of {dtype}")
             buffer.flat = buffer.flat.view(dtype)
-    if not rest:
-        return buffer
-    if len(rest) == 1 and isinstance(rest[0], (int, np.integer)):
-        return _limit(buffer, int(rest[0]) * parts, name)
-    if len(rest) == 1 and len(rest[0]) == 2 and any(_is_vector(part) for part in rest[0]):
-        rest = list(rest[0])  # (counts, displs) as one item
-    elif len(rest) == 1 and len(rest[0]) == 2 and not _is_vector(rest[0][0]) and isinstance(rest[0], tuple):
-        count, displ = map(int, rest[0])
-        return _limit(buffer, count * parts, name, displ)
-    buffer.counts = [int(c) for c in rest[0]]
-    if len(rest) == 2 and rest[1] is not None:
-        buffer.displs = [int(d) for d in rest[1]]
-    elif len(rest) > 2:
+    if len(rest) > 2:
         raise ValueError(f"{name}: a buffer spec has at most four items, got {len(spec)}")
+    if len(rest) == 1 and _is_vector(rest[0]) and len(rest[0]) == 2:
+        if isinstance(rest[0], tuple) or any(_is_vector(part) for part in rest[0]):
+            rest = list(rest[0])  # (count, displacement), or (counts, displacements), as one item
+    counts, displs = [*rest, None, None][:2]
+    if not _is_vector(counts) and not _is_vector(displs):
+        displ = int(displs or 0)
+        return _limit(buffer, buffer.flat.size - displ if counts is None else int(counts) * parts, name, displ)
+    buffer.counts = [int(c) for c in counts] if _is_vector(counts) else [int(counts)] * len(displs)
+    if displs is not None:
+        buffer.displs = [int(d) for d in displs]
     return buffer
 
 
 def _limit(buffer: Buffer, count: int, name: str, displ: int = 0) -> Buffer:
     if count < 0 or displ < 0 or displ + count > buffer.flat.size:
         raise ValueError(f"{name}: count {count} at {displ} does not fit into {buffer.flat.size} elements")
+    if count == buffer.flat.size:
+        return buffer
     if buffer.origin is not None:
         raise ValueError(f"{name}: a count needs a contiguous buffer")
     buffer.flat = buffer.flat[displ : displ + count]

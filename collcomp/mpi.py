@@ -27,6 +27,8 @@ from collcomp.transports.shared import mpi_transport
 __all__ = ["Comm", "PersistentRequest", "Request"]
 
 _Intracomm = MPI.Intracomm
+_Allreduce = MPI.Intracomm.Allreduce
+_now = time.perf_counter
 _OPS = {MPI.SUM.handle: "sum", MPI.MAX.handle: "max", MPI.MIN.handle: "min"}
 
 
@@ -153,9 +155,15 @@ class Comm(MPI.Intracomm):
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, **how: Any) -> None:
         if self._native and not how:
-            started = time.perf_counter()
-            _Intracomm.Allreduce(self, sendbuf, recvbuf, op)
-            self.records.add("allreduce", "native", "none", _nbytes(recvbuf), None, None, time.perf_counter() - started)
+            # The most frequent call of all: not a microsecond more than MPI's own.
+            started = _now()
+            _Allreduce(self, sendbuf, recvbuf, op)
+            seconds = _now() - started
+            try:
+                nbytes = recvbuf.nbytes
+            except AttributeError:
+                nbytes = _nbytes(recvbuf)
+            self.records.add("allreduce", "native", "none", nbytes, None, None, seconds)
             return
         self._run("allreduce", _Intracomm.Allreduce, (sendbuf, recvbuf, op), (sendbuf, recvbuf, op), how)
 
@@ -373,28 +381,28 @@ class Comm(MPI.Intracomm):
     def _run(
         self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
     ) -> None:
-        started = time.perf_counter()
+        started = _now()
         operation, reason = self._plan(name, args, how, options)
         if operation is not None:
             return self._connect().run(operation)
         native(self, *given)
         if how.get("average") and args[1] is not None:
             _divide(args[1], self.Get_size())
-        seconds = time.perf_counter() - started
+        seconds = _now() - started
         self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)
         return None
 
     def _start(
         self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
     ) -> MPI.Request:
-        started = time.perf_counter()
+        started = _now()
         operation, reason = self._plan(name, args, how, options)
         if operation is not None:
             return Request.of(self._connect().start(operation))
         if how.get("average"):
             raise ValueError("average: True, a native nonblocking call cannot divide; name a codec or an algorithm")
         request = native(self, *given)
-        seconds = time.perf_counter() - started
+        seconds = _now() - started
         self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)
         return request
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -94,6 +95,18 @@ class Codec(ABC):
         residual[~np.isfinite(decoded)] = 0
         return nbytes, extra
 
+    def _encode_sum(
+        self,
+        frames: Sequence[Frame],
+        own: np.ndarray,
+        position: int,
+        divisor: int,
+        kept: np.ndarray,
+        payload: np.ndarray,
+        stream: int,
+    ) -> tuple[int, int] | None:
+        return None
+
     # ------------------------------------------------------------------ what callers use
 
     def max_encoded_nbytes(self, count: int, dtype: np.dtype) -> int:
@@ -132,6 +145,43 @@ class Codec(ABC):
         if wide is not kept:
             kept[...] = wide
         return written
+
+    def encode_sum(
+        self,
+        frames: Sequence[Frame],
+        own: np.ndarray,
+        position: int,
+        divisor: int,
+        kept: np.ndarray,
+        dst: np.ndarray,
+        envelope: Envelope,
+        stream: int = 0,
+    ) -> int | None:
+        """Decode all ranks' operands, sum them in rank order, divide, encode: in one pass.
+
+        Parameters
+        ----------
+        frames : sequence of Frame
+            Operands of the other ranks, by rank; each was checked to hold ``own.size`` elements.
+        own : ndarray
+            This rank's operand; may share memory with `kept`.
+        position : int
+            This rank: where `own` comes in the order.
+        divisor : int
+        kept : ndarray
+            Gets what receivers will decode.
+        dst, envelope, stream
+            As for `encode`.
+
+        Returns
+        -------
+        int or None
+            Bytes written; None where this codec, or these frames, have no such pass: decode, sum and encode then.
+        """
+        if own.dtype != kept.dtype or own.dtype in _NARROW:
+            return None
+        outcome = self._encode_sum(frames, own, position, divisor, kept, dst[HEADER_NBYTES:], stream)
+        return None if outcome is None else self._finish(dst, own, envelope, outcome)
 
     def encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0

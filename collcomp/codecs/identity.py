@@ -33,14 +33,15 @@ class Identity(Codec):
         payload[: src.nbytes] = src.view(np.uint8)
         return src.nbytes, 0
 
+    @staticmethod
+    def values(frame: Frame) -> np.ndarray:
+        """The values of `frame`, where they lie."""
+        if frame.payload.size != frame.count * frame.dtype.itemsize:
+            raise FrameError(f"frame: {frame.payload.size} bytes are not {frame.count} elements of {frame.dtype}")
+        return frame.payload.view(frame.dtype)
+
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        dst[...] = _values(frame)
+        dst[...] = self.values(frame)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        np.add(acc, _values(frame), out=acc, casting="same_kind")
-
-
-def _values(frame: Frame) -> np.ndarray:
-    if frame.payload.size != frame.count * frame.dtype.itemsize:
-        raise FrameError(f"frame: {frame.payload.size} bytes are not {frame.count} elements of {frame.dtype}")
-    return frame.payload.view(frame.dtype)
+        np.add(acc, self.values(frame), out=acc, casting="same_kind")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,39 @@ class _BlockQuantiser(Codec):
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
 
+    def _encode_sum(
+        self,
+        frames: Sequence[Frame],
+        own: np.ndarray,
+        position: int,
+        divisor: int,
+        kept: np.ndarray,
+        payload: np.ndarray,
+        stream: int,
+    ) -> tuple[int, int] | None:
+        if any(frame.extra for frame in frames):
+            return None
+        others = [self._checked_sections(frame) for frame in frames]
+        total = np.empty(self.block, own.dtype)
+
+        def encode_sum(src: np.ndarray, dst: np.ndarray, scales: np.ndarray, codes: np.ndarray, *rest: Any) -> int:
+            first = rest[-1]
+            start = first * self.block // self._codes_per_byte
+            return cpu.load("quantised").encode_sum(
+                tuple(sections.scales[first : first + scales.size] for sections in others),
+                tuple(sections.codes[start : start + codes.size] for sections in others),
+                src,
+                position,
+                src.dtype.type(divisor),
+                total[: min(self.block, src.size)],
+                dst,
+                scales,
+                codes,
+                *rest,
+            )
+
+        return self._run(encode_sum, (own, kept), payload, stream)
+
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
     ) -> tuple[int, int]:
@@ -70,44 +103,50 @@ class _BlockQuantiser(Codec):
     ) -> tuple[int, int]:
         """Encode with `kernel`, whose first arguments are `arrays` (the last is written where there are two)."""
         src = arrays[0]
-        count, dtype = src.size, src.dtype
+        count, size = src.size, src.itemsize
         blocks, rest = divmod(count, self.block)
-        scales, codes, raw = self._sections(payload[: self.max_payload_nbytes(count, dtype)], count, dtype)
+        scales, codes, raw = self._sections(payload, count, src.dtype)
         key = None if self.rounding == "nearest" else _random_key(self.seed, stream)
-        full = count - rest
-        full_codes = full // self._codes_per_byte
-        found = raw_count = 0
-        if blocks:
-            whole = (array[:full] for array in arrays) if rest else arrays
-            found = kernel(*whole, scales[:blocks], codes[:full_codes], raw, self.block, key, 0)
+        if not rest:
+            found = kernel(*arrays, scales, codes, raw, self.block, key, 0) if count else 0
             raw_count = found * self.block
-        if rest:
+        else:
+            full = count - rest
+            whole = full // self._codes_per_byte
+            found = 0
+            if blocks:
+                parts = (array[:full] for array in arrays)
+                found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, key, 0)
+            raw_count = found * self.block
             last = _padded(arrays, full, rest)
-            size = last[0].size
-            is_raw = kernel(*last, scales[blocks:], codes[full_codes:], raw[raw_count:], size, key, blocks)
+            is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], last[0].size, key, blocks)
             if len(arrays) == 2:
                 arrays[1][full:] = last[1][:rest]
             found += is_raw
-            raw_count += is_raw * size
-        payload[scales.nbytes : self._codes_offset(count)] = 0
-        end_of_codes = self._codes_offset(count) + codes.nbytes
+            raw_count += is_raw * last[0].size
+        start = self._codes_offset(count)
+        payload[scales.nbytes : start] = 0
+        stop = start + codes.nbytes
         if not found:
-            return end_of_codes, 0
-        payload[end_of_codes : self._raw_offset(count)] = 0
-        return self._raw_offset(count) + raw_count * dtype.itemsize, found
+            return stop, 0
+        payload[stop : align(stop)] = 0
+        return align(stop) + raw_count * size, found
 
     def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
         count = dst.size
         blocks, rest = divmod(count, self.block)
         scales, codes, raw = self._checked_sections(frame)
+        if not rest:
+            if count:
+                kernel(scales, codes, raw, self.block, dst)
+            return
         full = count - rest
-        full_codes = full // self._codes_per_byte
+        whole = full // self._codes_per_byte
         if blocks:
-            kernel(scales[:blocks], codes[:full_codes], raw, self.block, dst[:full] if rest else dst)
-        if rest:
-            (last,) = _padded((dst,), full, rest)
-            kernel(scales[blocks:], codes[full_codes:], raw[raw.size - last.size :], last.size, last)
-            dst[full:] = last[:rest]
+            kernel(scales[:blocks], codes[:whole], raw, self.block, dst[:full])
+        (last,) = _padded((dst,), full, rest)
+        kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, last)
+        dst[full:] = last[:rest]
 
     def _checked_sections(self, frame: Frame) -> _Sections:
         count, dtype = frame.count, working_dtype(frame.dtype)
@@ -129,10 +168,11 @@ class _BlockQuantiser(Codec):
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
         start = self._codes_offset(count)
         stop = start + self._code_nbytes(count)
+        raw = align(stop)
         return _Sections(
             payload[: 4 * self._blocks(count)].view(np.float32),
             payload[start:stop].view(self._code_dtype),
-            payload[self._raw_offset(count) :].view(dtype),
+            payload[raw : raw + _even(count) * dtype.itemsize].view(dtype),
         )
 
     def _blocks(self, count: int) -> int:
@@ -153,7 +193,8 @@ class Int8(_BlockQuantiser):
     """Integers -127 ... 127 with one float32 scale a block.
 
     With m the largest magnitude of an element's block, its error is at most ``m / 254`` to nearest and ``m / 127``
-    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is unbiased.
+    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is
+    unbiased, to 2**-15 of a step.
     Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
     -0.0 may become 0.0.
 
@@ -186,7 +227,8 @@ class Int4(_BlockQuantiser):
     """Integers -7 ... 7, two a byte, with one float32 scale a block.
 
     With m the largest magnitude of an element's block, its error is at most ``m / 14`` to nearest and ``m / 7``
-    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is unbiased.
+    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is
+    unbiased, to 2**-15 of a step.
     Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
     -0.0 may become 0.0.
 

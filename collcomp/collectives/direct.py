@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
@@ -19,19 +19,19 @@ from collcomp.collectives.reduction import reduce_in_rank_order
 __all__ = ["allgather", "allreduce", "alltoall", "bcast", "chunks", "gather", "reduce", "reduce_scatter", "scatter"]
 
 
-def _operand(segment: int) -> int:
-    """The channel of an operand's segment; results use the odd ones."""
-    return 2 * segment
+def _operand(number: int) -> int:
+    """Channel or place of an operand's segment; results have the odd ones."""
+    return 2 * number
 
 
-def _result(segment: int) -> int:
-    return 2 * segment + 1
+def _result(number: int) -> int:
+    return 2 * number + 1
 
 
 def chunks(count: int, size: int) -> list[slice]:
     """`count` elements in `size` parts that differ by one element at most."""
     edges = [count * i // max(1, size) for i in range(size + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None:
@@ -42,9 +42,14 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
     sum_there = ex.codec.verbatim and recv.dtype == ex.dtype and not in_place
 
     def share(k: int, seg: slice, incoming: Sequence[Incoming]) -> None:
+        if op in ("sum", "avg"):
+            result = ex.encode_sum(send[seg], _result(seg.start), incoming, recv[seg], ex.size if op == "avg" else 1)
+            if result is not None:
+                ex.send(result, ex.peers, _result(k))
+                return
         acc = recv[seg] if sum_there else ex.array(seg.stop - seg.start)
         reduce_in_rank_order(ex, send[seg], incoming, acc, op)
-        ex.send(ex.encode(acc, part=seg, kept=recv[seg]), ex.peers, _result(k))
+        ex.send(ex.encode(acc, _result(seg.start), part=seg, kept=recv[seg]), ex.peers, _result(k))
         if not sum_there and not ex.codec.verbatim:
             ex.recycle(acc)
 
@@ -65,7 +70,7 @@ def reduce(ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, roo
         if recv is not None:
             recv[seg] = acc
         else:
-            ex.send(ex.encode(acc, part=seg), root, _result(k))
+            ex.send(ex.encode(acc, _result(seg.start), part=seg), root, _result(k))
 
     _expect_operands(ex, parts[ex.rank], deliver)
     if recv is not None:
@@ -78,7 +83,7 @@ def reduce(ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, roo
 def reduce_scatter(ex: Exchange, send: np.ndarray, recv: np.ndarray, counts: Sequence[int], op: str) -> None:
     """Combine `send` of all ranks; rank i gets the i-th part, of ``counts[i]`` elements. One rounding."""
     edges = np.cumsum([0, *counts]).tolist()
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     mine = parts[ex.rank]
 
     def store(k: int, seg: slice, incoming: Sequence[Incoming]) -> None:
@@ -96,7 +101,7 @@ def allgather(ex: Exchange, send: np.ndarray, blocks: Sequence[np.ndarray]) -> N
     _expect_blocks(ex, blocks, ex.peers)
     own = blocks[ex.rank]
     for k, seg in enumerate(ex.segments(slice(0, send.size))):
-        ex.send(ex.encode(send[seg], kept=own[seg], total=send.size), ex.peers, k)
+        ex.send(ex.encode(send[seg], seg.start, kept=own[seg], total=send.size), ex.peers, k)
         ex.progress()
 
 
@@ -140,7 +145,7 @@ def bcast(ex: Exchange, buf: np.ndarray, root: int) -> None:
         for k, row in enumerate(zip_longest(*segments.values())):
             for rank, seg in zip(segments, row, strict=True):
                 if seg is not None:
-                    ex.send(ex.encode(buf[seg], kept=buf[seg]), rank, k)
+                    ex.send(ex.encode(buf[seg], seg.start, kept=buf[seg]), rank, k)
             ex.progress()
         return
     rest = [rank for rank in others if rank != ex.rank]
@@ -166,7 +171,7 @@ def _send_operands(ex: Exchange, send: np.ndarray, parts: Sequence[slice]) -> No
     for k, row in enumerate(zip_longest(*(ex.segments(parts[peer]) for peer in ex.peers))):
         for peer, seg in zip(ex.peers, row, strict=True):
             if seg is not None:
-                ex.send(ex.encode(send[seg], part=seg), peer, _operand(k))
+                ex.send(ex.encode(send[seg], _operand(seg.start), part=seg), peer, _operand(k))
         ex.progress()
 
 
@@ -175,7 +180,7 @@ def _send_operands(ex: Exchange, send: np.ndarray, parts: Sequence[slice]) -> No
 
 def _send_block(ex: Exchange, block: np.ndarray, dest: int) -> None:
     for k, seg in enumerate(ex.segments(slice(0, block.size))):
-        ex.send(ex.encode(block[seg], total=block.size), dest, k)
+        ex.send(ex.encode(block[seg], seg.start * ex.size + dest, total=block.size), dest, k)
         ex.progress()
 
 
@@ -183,7 +188,7 @@ def _send_interleaved(ex: Exchange, blocks: dict[int, np.ndarray]) -> None:
     for k, row in enumerate(zip_longest(*(ex.segments(slice(0, block.size)) for block in blocks.values()))):
         for (dest, block), seg in zip(blocks.items(), row, strict=True):
             if seg is not None:
-                ex.send(ex.encode(block[seg], total=block.size), dest, k)
+                ex.send(ex.encode(block[seg], seg.start * ex.size + dest, total=block.size), dest, k)
         ex.progress()
 
 

@@ -106,7 +106,7 @@ class Exchange:
         self._deadline = deadline
         self._segment = max(codec.block, plan.segment_nbytes // envelope.dtype.itemsize // codec.block * codec.block)
         self._tag = envelope.sequence * _CHANNELS
-        self._stream = (envelope.sequence * 0x9E3779B1 + self.rank * 0x85EBCA77) & 0xFFFFFFFF
+        self._stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
         # What is under way, and beside each request who waits for it.
         self._requests: list[Request] = []
         self._owners: list[Outgoing | _Expected] = []
@@ -137,6 +137,7 @@ class Exchange:
     def encode(
         self,
         values: np.ndarray,
+        place: int,
         *,
         part: slice | None = None,
         kept: np.ndarray | None = None,
@@ -148,6 +149,9 @@ class Exchange:
         ----------
         values : ndarray
             Of the message's or the working dtype.
+        place : int
+            A number for what is encoded, its own on this rank in this operation: stochastic codecs draw by it, so that
+            results do not depend on the order in which frames happen to arrive.
         part : slice, optional
             Where the values lie in the message: the residual there is added and updated.
         kept : ndarray, optional
@@ -159,19 +163,34 @@ class Exchange:
         if self.codec.verbatim:
             return self._wrap(values, kept, envelope)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
-        self._stream = (self._stream + 0x9E3779B9) & 0xFFFFFFFF
         if self._residual is not None and part is not None:
             residual = self._residual[part]
-            nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream)
+            nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream + place)
             if kept is not None:
                 self.codec.decode(Frame.read(memory[:nbytes]), kept)
             if self.error_sq is not None:
                 self.error_sq += float(np.dot(residual, residual))
         elif kept is None and self.error_sq is None:
-            nbytes = self.codec.encode(values, memory, envelope, self._stream)
+            nbytes = self.codec.encode(values, memory, envelope, self._stream + place)
         else:
-            nbytes = self._encode_keep(values, kept, memory, envelope)
+            nbytes = self._encode_keep(values, place, kept, memory, envelope)
         return Outgoing((memory[:nbytes],), (memory,), values.size)
+
+    def encode_sum(
+        self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray, divisor: int
+    ) -> Outgoing | None:
+        """Encode the sum of all ranks' operands in one pass, where the codec has one."""
+        if self._residual is not None or self.error_sq is not None:
+            return None
+        frames = [self.frame(one) for one in sorted(incoming, key=lambda one: one.source)]
+        memory = self._scratch.take(self.codec.max_encoded_nbytes(own.size, self.envelope.dtype))
+        nbytes = self.codec.encode_sum(
+            frames, own, self.rank, divisor, kept, memory, self.envelope, self._stream + place
+        )
+        if nbytes is None:
+            self._scratch.give(memory)
+            return None
+        return Outgoing((memory[:nbytes],), (memory,), own.size)
 
     def send(self, outgoing: Outgoing, dests: int | Sequence[int], channel: int) -> None:
         """Start to send a frame to one rank or several; `channel` tells it from their other frames from this rank."""
@@ -188,12 +207,14 @@ class Exchange:
         outgoing.memory = ()
         return Frame.read(*outgoing.parts)
 
-    def _encode_keep(self, values: np.ndarray, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope) -> int:
+    def _encode_keep(
+        self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope
+    ) -> int:
         decoded = self.array(values.size) if kept is None else kept
         if self.error_sq is None:
-            return self.codec.encode_keep(values, decoded, memory, envelope, self._stream)
+            return self.codec.encode_keep(values, decoded, memory, envelope, self._stream + place)
         error = values.astype(np.float64)  # before `kept`, which may be the values themselves, is written to
-        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self._stream)
+        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self._stream + place)
         error -= decoded
         self.error_sq += float(np.dot(error, error))
         return nbytes

@@ -32,7 +32,7 @@ def _gather_and_combine(
         send = send.copy()  # its memory is still being sent when the sums are written
     for k, seg in enumerate(ex.segments(slice(0, send.size))):
         incoming = [ex.post(source, seg.stop - seg.start, k) for source in sources]
-        outgoing = ex.encode(send[seg], part=seg)
+        outgoing = ex.encode(send[seg], seg.start, part=seg)
         ex.send(outgoing, dests, k)
         if recv is not None:
             ex.when(incoming, partial(_combine, ex, ex.frame_of(outgoing), incoming, recv[seg], op))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collcomp.codecs import Identity
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.frame import Frame
 
@@ -13,6 +14,10 @@ __all__ = ["OPS", "combine_values", "reduce_in_rank_order"]
 
 #: Operations that algorithms can do, and the function that joins two operands in place.
 OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
+
+
+# Elements of an accumulator that stay in the cache while all operands are added.
+_TILE = 1 << 15
 
 
 def reduce_in_rank_order(
@@ -28,11 +33,12 @@ def reduce_in_rank_order(
         The frame of every other rank, in any order; all are there.
     """
     by_source = {one.source: one for one in incoming}
-    for rank in range(ex.size):
-        operand = ex.frame(by_source[rank]) if rank != ex.rank else own
-        if rank == 0:
-            _assign(ex, operand, acc)
-        else:
+    operands = [own if rank == ex.rank else ex.frame(by_source[rank]) for rank in range(ex.size)]
+    if ex.codec.verbatim:
+        _combine_arrays([_values(operand) for operand in operands], acc, op)
+    else:
+        _assign(ex, operands[0], acc)
+        for operand in operands[1:]:
             _combine(ex, operand, acc, op)
     if op == "avg":
         acc /= ex.size
@@ -41,6 +47,20 @@ def reduce_in_rank_order(
 def combine_values(values: np.ndarray, acc: np.ndarray, op: str) -> None:
     """``acc = acc op values``, elementwise."""
     OPS[op](acc, values, out=acc, casting="same_kind")
+
+
+def _combine_arrays(arrays: Sequence[np.ndarray], acc: np.ndarray, op: str) -> None:
+    if len(arrays) == 1:
+        acc[...] = arrays[0]
+    for start in range(0, acc.size, _TILE):
+        tile = slice(start, start + _TILE)
+        for i in range(1, len(arrays)):
+            left = arrays[0] if i == 1 else acc
+            OPS[op](left[tile], arrays[i][tile], out=acc[tile], dtype=acc.dtype, casting="same_kind")
+
+
+def _values(operand: np.ndarray | Frame) -> np.ndarray:
+    return Identity.values(operand) if isinstance(operand, Frame) else operand
 
 
 def _assign(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray) -> None:

@@ -41,11 +41,11 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
         ex.decode(incoming, acc)
         combine_values(send[seg], acc, op)
         if not last:
-            ex.send(ex.encode(acc, part=seg), right, channel(part, k, False))
+            ex.send(ex.encode(acc, seg.start, part=seg), right, channel(part, k, False))
         else:
             if op == "avg":
                 acc /= size
-            ex.send(ex.encode(acc, part=seg, kept=recv[seg]), right, channel(part, k, True))
+            ex.send(ex.encode(acc, seg.start, part=seg, kept=recv[seg]), right, channel(part, k, True))
         if not ex.codec.verbatim:
             ex.recycle(acc)
 
@@ -61,5 +61,5 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
                 incoming = ex.post(left, seg.stop - seg.start, channel(part, k, result))
                 ex.when([incoming], partial(action, part, k, step == size - 2, incoming))
     for k, seg in enumerate(parts[place - 1]):
-        ex.send(ex.encode(send[seg], part=seg), right, channel(place - 1, k, False))
+        ex.send(ex.encode(send[seg], seg.start, part=seg), right, channel(place - 1, k, False))
         ex.progress()

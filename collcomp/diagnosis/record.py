@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 __all__ = ["Record", "Records", "Total"]
+
+_KIND = itemgetter(0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,13 @@ class Records:
     """
 
     def __init__(self, capacity: int = 4096) -> None:
-        self._ring: list[tuple | None] = [None] * capacity
-        self._count = 0
+        if capacity < 1:
+            raise ValueError(f"capacity: {capacity} records are too few")
+        self._capacity = capacity
+        self._fresh: deque[tuple[Any, ...]] = deque()
+        self._kept: deque[tuple[Any, ...]] = deque(maxlen=capacity)
+        self._settled = 0
         self._totals: dict[tuple[str, str, str], Total] = {}
-        self._counted = 0
         self._lock = threading.Lock()
 
     def add(
@@ -94,39 +103,42 @@ class Records:
         key: str | None = None,
         reason: str = "",
     ) -> None:
-        """Append a record. Takes a fraction of a microsecond: totals are summed up when the ring is full, or read."""
-        if self._count - self._counted == len(self._ring):
-            self._sum_up()
-        self._ring[self._count % len(self._ring)] = (
-            collective, algorithm, codec, nbytes, wire_nbytes, raw_nbytes, seconds, error_norm, key, reason,
-        )  # fmt: skip
-        self._count += 1
+        """Append a record. Takes a fraction of a microsecond: totals are summed up when many have come, or are read."""
+        self._fresh.append(
+            (collective, algorithm, codec, nbytes, wire_nbytes, raw_nbytes, seconds, error_norm, key, reason)
+        )
+        if len(self._fresh) >= self._capacity:
+            self._settle()
 
     def __len__(self) -> int:
-        return min(self._count, len(self._ring))
+        self._settle()
+        return len(self._kept)
 
     def __iter__(self) -> Iterator[Record]:
         """The kept records, oldest first."""
-        for sequence in range(self._count - len(self), self._count):
-            yield Record(sequence, *self._ring[sequence % len(self._ring)])  # type: ignore[misc]
+        self._settle()
+        first = self._settled - len(self._kept)
+        return iter([Record(first + i, *entry) for i, entry in enumerate(self._kept)])
 
     def __getitem__(self, index: int) -> Record:
         return list(self)[index]
 
     def totals(self) -> dict[tuple[str, str, str], Total]:
         """Totals by (collective, algorithm, codec) since the start."""
-        self._sum_up()
+        self._settle()
         return self._totals
 
-    def _sum_up(self) -> None:
+    def _settle(self) -> None:
         with self._lock:
-            for sequence in range(self._counted, self._count):
-                entry = self._ring[sequence % len(self._ring)]
-                assert entry is not None
-                total = self._totals.setdefault(entry[:3], Total())
-                total.calls += 1
-                total.nbytes += entry[3]
-                total.wire_nbytes += entry[4] or 0
-                total.raw_nbytes += entry[5] or 0
-                total.seconds += entry[6]
-            self._counted = self._count
+            # Other threads may go on adding; popleft and append are atomic.
+            fresh = [self._fresh.popleft() for _ in range(len(self._fresh))]
+            self._kept.extend(fresh)
+            self._settled += len(fresh)
+            for kind, entries in groupby(fresh, _KIND):
+                total = self._totals.setdefault(kind, Total())
+                _, _, _, nbytes, wire_nbytes, raw_nbytes, seconds, *_ = zip(*entries, strict=True)
+                total.calls += len(nbytes)
+                total.nbytes += sum(nbytes)
+                total.wire_nbytes += sum(filter(None, wire_nbytes))
+                total.raw_nbytes += sum(filter(None, raw_nbytes))
+                total.seconds += sum(seconds)

@@ -42,7 +42,7 @@ class Transport(ABC):
         """Memory (uint8) for what is to be sent."""
         return np.empty(nbytes, np.uint8)
 
-    def release(self, requests: Sequence[Request]) -> None:
+    def release(self, requests: Sequence[Request]) -> None:  # noqa: B027 - nothing to do for most
         """The data of these completed receives will not be read any more."""
 
     @abstractmethod
@@ -80,5 +80,5 @@ class Transport(ABC):
     def notice(self, sequence: int) -> tuple[int, str] | None:
         """Rank and reason, when another rank gave up on operation `sequence`."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Release what the transport holds. Collective where the transport's own release is."""

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "bfloat16_to_float32",
+    "count_ones",
     "count_trailing_zeros",
     "fixed_point",
     "float16_to_float32",
@@ -20,11 +21,12 @@ __all__ = [
     "float32_to_float16",
     "from_magnitude",
     "hash32",
-    "high15",
-    "low15",
+    "high14",
+    "low14",
     "magnitude",
     "magnitudes_above",
     "narrow_to_odd",
+    "nearest",
 ]
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
@@ -81,34 +83,46 @@ def hash32(typing_context, base, counter):
 
 @intrinsic
 def fixed_point(typing_context, x):
-    """``x * 2**15`` rounded to an integer, as int32, for -127 <= x <= 127.
+    """``x * 2**14`` rounded to an integer, as int32 whose lowest 8 + 14 bits count, for -127 <= x <= 127.
 
-    Adding 384 makes the adder round at 2**-15 and leaves the result in the low bits: no conversion is needed.
+    Adding 768 makes the adder round at 2**-14 and leaves the result in the low bits: no conversion is needed.
     """
 
     def generate(context, builder, signature, args):
-        shifted = builder.bitcast(builder.fadd(args[0], ir.Constant(_F32, 384)), _I32)
-        return builder.sub(shifted, _c32(0x43C00000))
+        return builder.bitcast(builder.fadd(args[0], ir.Constant(_F32, 768)), _I32)
 
     return types.int32(types.float32), generate
 
 
 @intrinsic
-def low15(typing_context, h):
-    """The lower 15 bits of uint32 `h`, as int32."""
+def nearest(typing_context, x):
+    """`x` rounded to an integer, ties to even, as int32 whose lowest 16 bits count, for -32767 <= x <= 32767.
+
+    Adding 1.5 * 2**23 makes the adder round at 1 and leaves the result in the low bits: no conversion is needed.
+    """
 
     def generate(context, builder, signature, args):
-        return builder.and_(args[0], _c32(0x7FFF))
+        return builder.bitcast(builder.fadd(args[0], ir.Constant(_F32, 1.5 * 2**23)), _I32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def low14(typing_context, h):
+    """The lowest 14 bits of uint32 `h`, as int32."""
+
+    def generate(context, builder, signature, args):
+        return builder.and_(args[0], _c32(0x3FFF))
 
     return types.int32(types.uint32), generate
 
 
 @intrinsic
-def high15(typing_context, h):
-    """The upper 15 bits of uint32 `h`, as int32."""
+def high14(typing_context, h):
+    """The highest 14 bits of uint32 `h`, as int32."""
 
     def generate(context, builder, signature, args):
-        return builder.lshr(args[0], _c32(17))
+        return builder.lshr(args[0], _c32(18))
 
     return types.int32(types.uint32), generate
 
@@ -227,16 +241,27 @@ def magnitudes_above(typing_context, x, start, threshold):
         lanes = builder.load(pointer)
         lanes.align = x.dtype.bitwidth // 8 if x.aligned else 1
         lanes = builder.and_(lanes, ir.Constant(vector, [mask] * 64))
-        return builder.bitcast(builder.icmp_signed(">", lanes, splat(builder, args[2])), _I64)
+        limit = builder.trunc(args[2], bits) if bits is not _I64 else args[2]
+        return builder.bitcast(builder.icmp_signed(">", lanes, splat(builder, limit)), _I64)
 
-    return types.uint64(x, types.int64, _TWINS[x.dtype][0]), generate
+    return types.uint64(x, types.int64, types.int64), generate
+
+
+@intrinsic
+def count_ones(typing_context, bits):
+    """Number of set bits of uint64 `bits`."""
+
+    def generate(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), generate
 
 
 @intrinsic
 def count_trailing_zeros(typing_context, bits):
-    """Position of the lowest set bit of uint64 `bits`, which is not zero."""
+    """Position of the lowest set bit of uint64 `bits`; 64 if there is none."""
 
     def generate(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(_I1, 1))
+        return builder.cttz(args[0], ir.Constant(_I1, 0))
 
     return types.int64(types.uint64), generate

@@ -12,7 +12,8 @@ import numba
 __all__ = ["INLINED", "inlined", "kernel", "source_stamp"]
 
 # No fastmath: results are the same bits on every CPU, with or without fused multiply-add, and NaN is kept.
-_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+# No reference counts: a kernel never allocates, and counting each slice costs as much as encoding a block.
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 #: Options of what is compiled into its callers (`numba.extending.overload` takes them as `jit_options`).
 INLINED: Any = {"forceinline": True, **_OPTIONS}
 

@@ -18,10 +18,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from collcomp.kernels.cpu.bits import fixed_point, from_magnitude, hash32, high15, low15, magnitude
+from collcomp.kernels.cpu.bits import fixed_point, from_magnitude, hash32, high14, low14, magnitude, nearest
 from collcomp.kernels.cpu.jit import INLINED, inlined, kernel
 
-__all__ = ["count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep"]
+__all__ = ["count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]
 
 _SMALLEST = 2.0**-119
 _LARGEST = 2.0**127
@@ -59,6 +59,18 @@ def _put_overload(codes, half, i, low, high):
     return put
 
 
+def _split(codes, size):
+    raise NotImplementedError
+
+
+@overload(_split, jit_options=INLINED)
+def _split_overload(codes, size):
+    """Elements of a block of `size` that `_low` gives; `_high` gives the others."""
+    if codes.dtype == types.int8:
+        return lambda codes, size: size
+    return lambda codes, size: size // 2
+
+
 def _low(codes, i):
     raise NotImplementedError
 
@@ -70,15 +82,13 @@ def _low_overload(codes, i):
     return lambda codes, i: np.int32(np.int32((codes[i] & 15) ^ 8) - 8)
 
 
-def _high(codes, half, i):
+def _high(codes, i):
     raise NotImplementedError
 
 
 @overload(_high, jit_options=INLINED)
-def _high_overload(codes, half, i):
-    if codes.dtype == types.int8:
-        return lambda codes, half, i: codes[half + i]
-    return lambda codes, half, i: np.int32(np.int32((codes[i] >> 4) ^ 8) - 8)
+def _high_overload(codes, i):
+    return lambda codes, i: np.int32(np.int32((codes[i] >> 4) ^ 8) - 8)
 
 
 @inlined
@@ -132,20 +142,20 @@ def _quantise_nearest(x, scale, codes):
     low, high = x[:half], x[half:]
     inverse = x.dtype.type(1) / x.dtype.type(scale) if scale > 0 else x.dtype.type(0)
     for i in range(half):
-        _put(codes, half, i, np.int32(np.rint(low[i] * inverse)), np.int32(np.rint(high[i] * inverse)))
+        _put(codes, half, i, nearest(np.float32(low[i] * inverse)), nearest(np.float32(high[i] * inverse)))
 
 
 @inlined
 def _quantise_stochastic(x, scale, codes, key):
-    """Round up with the probability of the fraction: add 15 random bits below the point and cut off."""
+    """Round up with the probability of the fraction: add 14 random bits below the point and cut off."""
     half = x.size // 2
     low, high = x[:half], x[half:]
     inverse = x.dtype.type(_SHRINK) / x.dtype.type(scale) if scale > 0 else x.dtype.type(0)
     for i in range(half):
         noise = hash32(key, np.uint32(i))
-        a = np.int32(fixed_point(np.float32(low[i] * inverse)) + low15(noise))
-        b = np.int32(fixed_point(np.float32(high[i] * inverse)) + high15(noise))
-        _put(codes, half, i, np.int32(a >> 15), np.int32(b >> 15))
+        a = np.int32(fixed_point(np.float32(low[i] * inverse)) + low14(noise))
+        b = np.int32(fixed_point(np.float32(high[i] * inverse)) + high14(noise))
+        _put(codes, half, i, np.int32(a >> 14), np.int32(b >> 14))
 
 
 @inlined
@@ -165,23 +175,23 @@ def _encode_block(x, largest, codes, raw, start, key, index):
 
 @inlined
 def _decode_block(codes, scale, y):
-    half = y.size // 2
-    low, high = y[:half], y[half:]
+    split = _split(codes, y.size)
+    low, high = y[:split], y[split:]
     step = y.dtype.type(scale)
-    for i in range(half):
+    for i in range(low.size):
         low[i] = y.dtype.type(_low(codes, i)) * step
-    for i in range(half):
-        high[i] = y.dtype.type(_high(codes, half, i)) * step
+    for i in range(high.size):
+        high[i] = y.dtype.type(_high(codes, i)) * step
 
 
 @inlined
 def _add_block(codes, step, y):
-    half = y.size // 2
-    low, high = y[:half], y[half:]
-    for i in range(half):
+    split = _split(codes, y.size)
+    low, high = y[:split], y[split:]
+    for i in range(low.size):
         low[i] += y.dtype.type(_low(codes, i)) * step
-    for i in range(half):
-        high[i] += y.dtype.type(_high(codes, half, i)) * step
+    for i in range(high.size):
+        high[i] += y.dtype.type(_high(codes, i)) * step
 
 
 @kernel
@@ -224,6 +234,62 @@ def encode_keep(src, kept, scales, codes, raw, block, key, first):
         scales[b] = scale
         if np.isnan(scale):
             _copy(x, y)
+            found += 1
+        else:
+            _decode_block(c, scale, y)
+    return found
+
+
+@kernel
+def encode_sum(
+    scales_of_others, codes_of_others, own, position, divisor, total, kept, scales, codes, raw, block, key, first
+):
+    """Encode the sum over all ranks, in rank order, in one pass; the operands of the others have no raw blocks.
+
+    Parameters
+    ----------
+    scales_of_others, codes_of_others : tuples of ndarray
+        Operands of the other ranks, by rank.
+    own : ndarray
+        This rank's operand; may share memory with `kept`.
+    position : int
+        This rank.
+    divisor : float
+        What the sum is divided by.
+    total : ndarray
+        Room for the sum of one block.
+    kept : ndarray
+        Gets what `decode` will give.
+
+    Returns
+    -------
+    int
+        Number of raw blocks.
+    """
+    width = block * codes.size // own.size
+    found = 0
+    for b in range(scales.size):
+        x = own[b * block : b * block + block]
+        if position == 0:
+            _copy(x, total)
+        for i in range(len(codes_of_others)):
+            c = codes_of_others[i][b * width : b * width + width]
+            if i == 0 and position > 0:
+                _decode_block(c, scales_of_others[i][b], total)
+            else:
+                _add_block(c, total.dtype.type(scales_of_others[i][b]), total)
+            if i + 1 == position:
+                for j in range(block):
+                    total[j] += x[j]
+        if divisor != 1:
+            for j in range(block):
+                total[j] /= divisor
+        y = kept[b * block : b * block + block]
+        c = codes[b * width : b * width + width]
+        scale = _encode_block(total, _largest(total), c, raw, found * block, key, first + b)
+        scales[b] = scale
+        if np.isnan(scale):
+            _copy(total, y)
             found += 1
         else:
             _decode_block(c, scale, y)

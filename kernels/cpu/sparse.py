@@ -10,26 +10,27 @@ import math
 
 import numpy as np
 
-from collcomp.kernels.cpu.bits import count_trailing_zeros, hash32, magnitude, magnitudes_above
+from collcomp.kernels.cpu.bits import count_ones, count_trailing_zeros, hash32, magnitude, magnitudes_above
 from collcomp.kernels.cpu.jit import kernel
 
 __all__ = ["are_ascending", "clear", "largest", "scatter", "scatter_add"]
 
 _LANES = 64
 #: Elements that stay in the first cache between the addition and the comparison.
-_TILE = 4096
+_TILE = 1024
 #: Elements that are sampled at one place: one cache line of float32.
 _RUN = 16
 _SAMPLED = 1 / 256
 _MIN_SAMPLE = 8192
-_TWINS = {np.dtype(np.float32): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.int64)}
+_DIGIT = 11
 
 
 def largest(x, addend, indices, values):
     """Select the `k` elements of `x` with the largest magnitude, exactly.
 
     A sample gives a threshold that somewhat more than `k` elements exceed, one pass collects these, and the exact
-    selection is made among them. Where the sample was wrong, bisection on the threshold goes on, for 63 passes at most.
+    selection is made among them. Where the sample was wrong, or nearly all elements are equal, a radix selection on
+    all elements follows.
 
     Parameters
     ----------
@@ -44,69 +45,79 @@ def largest(x, addend, indices, values):
     if x.size < 2 * _MIN_SAMPLE:
         if addend is not None:
             x += addend
-        _select_among(x, None, indices, values)
+        _select(x, None, *_kth_largest(x, k), indices, values)
         return
     capacity = min(x.size, 4 * k + 2 * _MIN_SAMPLE)
-    candidates, their_values = np.empty(capacity, np.uint32), np.empty(capacity, x.dtype)
-    twin = _TWINS[x.dtype].type
-    # Invariant: more than `below` are at least k elements, more than `above` fewer than k.
-    below, above = -1, int(np.iinfo(twin).max)
+    candidates, their_values = np.empty(capacity + _LANES, np.uint32), np.empty(capacity + _LANES, x.dtype)
     threshold = _sampled_threshold(x, addend, k)
-    while above - below > 1:
-        found = _collect(x, addend, twin(threshold), candidates, their_values)
-        addend = None
-        if k <= found <= capacity:
-            _select_among(their_values[:found], candidates[:found], indices, values)
-            return
-        if found < k:
-            # Many equal elements are the likeliest cause, and then the next smaller threshold settles it.
-            first_miss = above == np.iinfo(twin).max
-            above, threshold = threshold, threshold - 1
-            if not first_miss:
-                threshold = (below + above) // 2
-        else:
-            below, threshold = threshold, (threshold + above) // 2
-        threshold = max(threshold, below + 1)
-    if addend is not None:
-        x += addend
-    _select(x, None, twin(above), k - _collect(x, None, twin(above), candidates, their_values), indices, values)
+    found = _collect(x, addend, threshold, candidates, their_values)
+    if k <= found <= capacity:
+        candidates, their_values = candidates[:found], their_values[:found]
+        _select(their_values, candidates, *_kth_largest(their_values, k), indices, values)
+    elif found < k <= _count_from(x, threshold):
+        _select(x, None, threshold, k - found, indices, values)
+    else:
+        _select(x, None, *_kth_largest(x, k), indices, values)
 
 
 def _sampled_threshold(x, addend, k):
     size = max(_MIN_SAMPLE, int(x.size * _SAMPLED)) // _RUN * _RUN
-    sample = np.empty(size, _TWINS[x.dtype])
+    sample = np.empty(size, x.dtype)
     _sample(x, addend, sample)
     expected = k * size / x.size
     # Neighbours are alike, so a run of them says less than as many independent elements: a wide margin.
     rank = min(size, math.ceil(expected + 6 * math.sqrt(expected) + 4))
-    return int(np.partition(sample, size - rank)[size - rank])
-
-
-def _select_among(x, labels, indices, values):
-    twin = _TWINS[x.dtype]
-    magnitudes = x.view(twin) & np.iinfo(twin).max
-    threshold = np.partition(magnitudes, x.size - indices.size)[x.size - indices.size]
-    ties = indices.size - np.count_nonzero(magnitudes > threshold)
-    _select(x, labels, threshold, ties, indices, values)
+    return _kth_largest(sample, rank)[0]
 
 
 @kernel
 def _sample(x, addend, sample):
-    """The magnitudes of runs at one random place of each of equally many parts of `x`."""
+    """Runs of elements at one random place of each of equally many parts of `x`."""
     runs = sample.size // _RUN
     part = x.size // runs
     for r in range(runs):
         start = r * part + np.int64(hash32(np.uint32(r), np.uint32(0))) % (part - _RUN + 1)
         for i in range(_RUN):
             if addend is None:
-                sample[r * _RUN + i] = magnitude(x[start + i])
+                sample[r * _RUN + i] = x[start + i]
             else:
-                sample[r * _RUN + i] = magnitude(x[start + i] + addend[start + i])
+                sample[r * _RUN + i] = x[start + i] + addend[start + i]
+
+
+def _kth_largest(x, k):
+    """The magnitude of rank `k` from above, by radix selection, and how many elements equal to it rank up to `k`."""
+    return _radix_select(x, k, np.empty(1 << _DIGIT, np.int64))
+
+
+@kernel
+def _radix_select(x, k, counts):
+    prefix = np.int64(0)
+    shift = 8 * x.itemsize - 1
+    while shift > 0:
+        below = max(shift - _DIGIT, 0)
+        digits = 1 << (shift - below)
+        for d in range(digits):
+            counts[d] = 0
+        for i in range(x.size):
+            m = np.int64(magnitude(x[i]))
+            if m >> shift == prefix:
+                counts[(m >> below) & (digits - 1)] += 1
+        digit = digits - 1
+        while counts[digit] < k:
+            k -= counts[digit]
+            digit -= 1
+        prefix = (prefix << (shift - below)) | digit
+        shift = below
+    return prefix, k
 
 
 @kernel
 def _collect(x, addend, threshold, indices, values):
-    """Collect the elements above `threshold` until `indices` is full; return how many there are in all."""
+    """Collect the elements above `threshold`; return how many there are in all.
+
+    Nothing more is written when fewer than 64 places are left in `indices` and `values`.
+    """
+    last = indices.size - _LANES
     found = 0
     for begin in range(0, x.size, _TILE):
         end = min(begin + _TILE, x.size)
@@ -117,13 +128,22 @@ def _collect(x, addend, threshold, indices, values):
         start = begin
         while start + _LANES <= end:
             lanes = magnitudes_above(x, start, threshold)
-            while lanes != 0:
-                i = start + count_trailing_zeros(lanes)
-                if found < indices.size:
+            total = found + count_ones(lanes)
+            if found <= last:
+                # Two writes without a branch, which could not be predicted, serve most groups.
+                for _ in range(2):
+                    i = start + (count_trailing_zeros(lanes) & (_LANES - 1))
                     indices[found] = i
                     values[found] = x[i]
-                found += 1
-                lanes &= lanes - np.uint64(1)
+                    found += 1
+                    lanes &= lanes - np.uint64(1)
+                while lanes != 0:
+                    i = start + count_trailing_zeros(lanes)
+                    indices[found] = i
+                    values[found] = x[i]
+                    found += 1
+                    lanes &= lanes - np.uint64(1)
+            found = total
             start += _LANES
         for i in range(start, end):
             if magnitude(x[i]) > threshold:
@@ -131,6 +151,15 @@ def _collect(x, addend, threshold, indices, values):
                     indices[found] = i
                     values[found] = x[i]
                 found += 1
+    return found
+
+
+@kernel
+def _count_from(x, threshold):
+    """Number of elements of at least `threshold`."""
+    found = 0
+    for i in range(x.size):
+        found += magnitude(x[i]) >= threshold
     return found
 
 

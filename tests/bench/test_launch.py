@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from collcomp.bench import enter, launch, testbed
 
+from collcomp.bench import enter, launch, testbed
 from collcomp.errors import CollcompError
 
 

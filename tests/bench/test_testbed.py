@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from collcomp.bench import launch, testbed
 
 SEND_TO_NEIGHBOUR = """

@@ -1,0 +1,101 @@
+"""``collcomp bench``: what it can measure."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from collcomp.errors import CollcompError
+
+from .osu import COLLECTIVES
+from .osu import command as osu
+from .ranks import print_once
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, once for all ranks."""
+
+    def error(self, message: str) -> NoReturn:
+        print_once(f"{self.prog}: {message}")
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``collcomp bench argv...``; the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["codecs"]:  # its options are its own
+            from .codecs import main as codecs
+
+            return codecs(argv[1:])
+        options = _parser().parse_args(argv)
+        return options.run(options, argv[1:])
+    except ValueError as error:
+        print_once(f"collcomp bench: {error}")
+        return 2
+    except CollcompError as error:
+        print_once(f"collcomp bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="collcomp bench",
+        description="Measure, with ranks that this command starts; or as ranks, under mpirun or srun.",
+    )
+    what = parser.add_subparsers(required=True, metavar="WHAT")
+    for name, cls in COLLECTIVES.items():
+        collective = what.add_parser(name, help=cls.summary, description=cls.__doc__)
+        osu.add_options(collective)
+        _add_ranks(collective, "2" if cls.point_to_point else "4", "shm")
+        collective.add_argument("--plot", metavar="FILE.png", help="plot time against size")
+        collective.set_defaults(run=lambda options, rest, name=name: osu.run(name, options, rest))
+
+    train = what.add_parser("train", help="train a classifier with compressed gradients")
+    train.add_argument(
+        "--codec",
+        default="none,bf16,int8,int4:feedback,topk:ratio=0.01,feedback",
+        help="codecs between commas (default: %(default)s)",
+    )
+    train.add_argument("--seeds", type=int, default=3, help="runs of each codec (default: %(default)s)")
+    train.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
+    _add_ranks(train, "4", "200mbit")
+    train.add_argument("--plot", metavar="FILE.png", help="plot accuracy against time")
+    train.set_defaults(run=_train)
+
+    demo = what.add_parser("demo", help="native MPI against int8, int4 and topk over 200 Mbit/s, in a minute or two")
+    demo.set_defaults(run=_demo)
+
+    what.add_parser("codecs", help="encode and decode speed", add_help=False)
+    return parser
+
+
+def _add_ranks(parser: argparse.ArgumentParser, ranks: str, link: str) -> None:
+    parser.add_argument("--ranks", type=int, metavar="N", help=f"ranks to start (default: {ranks})")
+    parser.add_argument(
+        "--link", help=f"shm, or the rate of each rank's link: 200mbit, 1gbit, 2.5gbit, ... (default: {link})"
+    )
+    parser.add_argument("--mpi", choices=("mpich", "openmpi"), help="insist on this MPI (default: what is installed)")
+    parser.add_argument("--json", metavar="FILE", help="write all rows")
+
+
+def _train(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    from .train import run
+
+    return run(options, argv)
+
+
+def _demo(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    from .demo import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

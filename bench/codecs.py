@@ -1,0 +1,194 @@
+"""Speed, ratio and error of the codecs on one thread, beside `numpy.copyto` on the same data in the same loop.
+
+GB/s count the float32 bytes of the message, for decoding too. All times are 20th percentiles over the repeats, which
+other programs on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collcomp.codecs import CODECS, Codec, as_codec
+from collcomp.frame import Frame
+from collcomp.run import parse_nbytes
+
+__all__ = ["main", "make_data", "measure"]
+
+DEFAULT_CODECS = (
+    "fp16",
+    "bf16",
+    "int8",
+    "int8:rounding=stochastic",
+    "int4",
+    "int4:rounding=stochastic",
+    "topk:ratio=0.01",
+    "topk:ratio=0.001",
+)
+OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
+
+
+def make_data(name: str, count: int) -> np.ndarray:
+    """`count` float32 values.
+
+    Parameters
+    ----------
+    name : str
+        ``"normal"``; ``"grad"``: Student-t (3 degrees of freedom) in layers of different scale, as gradients are;
+        ``"smooth"``: sines and a little noise, as fields of simulations are; or the path of an ``.npy`` file, which
+        is repeated or cut to `count`.
+    """
+    rng = np.random.default_rng(0)
+    if name.endswith(".npy"):
+        return np.resize(np.load(name).ravel().astype(np.float32), count)
+    if name == "normal":
+        return rng.standard_normal(count, dtype=np.float32)
+    if name == "grad":
+        x = rng.standard_t(3, size=count).astype(np.float32)
+        start = 0
+        while start < count:
+            stop = start + int(rng.integers(1 << 16, 1 << 21))
+            x[start:stop] *= np.float32(10 ** rng.uniform(-5, -2))
+            start = stop
+        return x
+    if name == "smooth":
+        t = np.linspace(0, 400 * np.pi, count)
+        waves = np.sin(t) + 0.3 * np.sin(7.3 * t + 1) + 0.05 * np.cos(31 * t)
+        return (waves + 1e-5 * rng.standard_normal(count)).astype(np.float32)
+    raise ValueError(f"data: expected normal, grad, smooth or an .npy file, got {name!r}")
+
+
+def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
+    """One row: speeds of `codec` on `x` in GB/s and relative to memcpy, its ratio and its errors."""
+    buffer = np.zeros(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
+    work, residual, copied = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+    frame = Frame.read(buffer[: codec.encode(x, buffer)].copy())
+    codec.decode(frame, work)
+    error = work.astype(float) - x
+    calls: dict[str, Callable[[], Any]] = {
+        "encode": lambda: codec.encode(x, buffer),
+        "decode": lambda: codec.decode(frame, work),
+        "decode_add": lambda: codec.decode_add(frame, work),
+        "encode_keep": lambda: codec.encode_keep(x, work, buffer),
+        "encode_feedback": lambda: codec.encode_feedback(x, residual, buffer),
+    }
+    row: dict[str, Any] = {
+        "codec": codec.spec,
+        "nbytes": x.nbytes,
+        "ratio": x.nbytes / frame.nbytes,
+        "max_err": float(np.abs(error).max()),
+        "rms_err": float(np.sqrt(np.mean(error**2))),
+    }
+    copies = []
+    for name in OPERATIONS:
+        seconds, copy_seconds = _time(calls[name], lambda: np.copyto(copied, x), repeats)
+        row[f"{name}_gbps"] = x.nbytes / seconds / 1e9
+        row[f"{name}_by_memcpy"] = copy_seconds / seconds
+        copies.append(copy_seconds)
+    row["memcpy_gbps"] = x.nbytes / float(np.median(copies)) / 1e9
+    return row
+
+
+def _time(call: Callable[[], Any], copy: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Seconds of both, called in turn."""
+    seconds: list[list[float]] = [[], []]
+    for _ in range(2 + repeats):
+        for function, column in zip((call, copy), seconds, strict=True):
+            start = time.perf_counter()
+            function()
+            column.append(time.perf_counter() - start)
+    # The first two rounds compile and warm up.
+    low, copy_low = (float(np.percentile(column[2:], 20)) for column in seconds)
+    return low, copy_low
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    print(f"{'codec':28} {'MiB':>6} {'ratio':>7} {'max_err':>9} {'rms_err':>9} {'memcpy':>7}", end="")
+    print("".join(f" {name:>15}" for name in OPERATIONS) + "   (GB/s, x memcpy)")
+    for row in rows:
+        print(f"{row['codec']:28} {row['nbytes'] / 2**20:6.1f} {row['ratio']:7.2f}", end="")
+        print(f" {row['max_err']:9.2e} {row['rms_err']:9.2e} {row['memcpy_gbps']:7.2f}", end="")
+        print("".join(f" {row[f'{name}_gbps']:8.2f} {row[f'{name}_by_memcpy']:6.2f}" for name in OPERATIONS))
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    largest = max(row["nbytes"] for row in rows)
+    rows = [row for row in rows if row["nbytes"] == largest]
+    figure, axes = plt.subplots(figsize=(max(8, 1.5 + 1.3 * len(rows)), 4.5), layout="constrained")
+    width = 0.8 / len(OPERATIONS)
+    for number, name in enumerate(OPERATIONS):
+        places = np.arange(len(rows)) + (number - (len(OPERATIONS) - 1) / 2) * width
+        axes.bar(places, [row[f"{name}_by_memcpy"] for row in rows], width, label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    labels = [f"{row['codec'].replace(':', chr(10))}\n{row['ratio']:.1f} x smaller" for row in rows]
+    axes.set_xticks(np.arange(len(rows)), labels, fontsize=8)
+    axes.set_ylim(0, min(6, 1.1 * max(row[f"{name}_by_memcpy"] for row in rows for name in OPERATIONS)))
+    axes.set_ylabel("speed / memcpy")
+    axes.set_title(f"Codecs on one thread, {largest / 2**20:.0f} MiB of float32 ({rows[0]['data']})")
+    axes.legend(ncols=len(OPERATIONS), fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure codecs; the exit status."""
+    parser = argparse.ArgumentParser(prog="collcomp bench codecs", description="Measure codecs on one thread.")
+    parser.add_argument("--data", default="grad", help="normal, grad, smooth or FILE.npy (default: grad)")
+    parser.add_argument("--sizes", default="64M", help="message sizes, such as 1M,64M (default: 64M)")
+    parser.add_argument("--codec", action="append", help="specs of codecs, separated by commas (repeatable)")
+    parser.add_argument("--repeats", type=int, default=15, help="measurements of each operation (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds of the largest size there")
+    options = parser.parse_args(argv)
+    if options.repeats < 1:
+        parser.error(f"--repeats: expected at least 1, got {options.repeats}")
+    try:
+        codecs = [as_codec(spec) for spec in _split_specs(options.codec or DEFAULT_CODECS)]
+        counts = [parse_nbytes(size, "--sizes") // 4 for size in options.sizes.split(",")]
+        if min(counts) < 1:
+            parser.error(f"--sizes: expected at least 4 bytes, got {options.sizes}")
+        messages = [make_data(options.data, count) for count in counts]
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    from tqdm import tqdm
+
+    rows = []
+    with tqdm(total=len(codecs) * len(messages), file=sys.stderr, disable=None) as progress:
+        for x in messages:
+            for codec in codecs:
+                progress.set_description(codec.spec)
+                rows.append({"data": options.data, **measure(codec, x, options.repeats)})
+                progress.update()
+    _print_table(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.plot:
+        _plot(rows, options.plot)
+    return 0
+
+
+def _split_specs(arguments: Sequence[str]) -> list[str]:
+    """Single specs of ``"int8,int4:block=64,feedback,topk"``: a part that names no codec belongs to the one before."""
+    specs: list[str] = []
+    for argument in arguments:
+        for number, part in enumerate(argument.split(",")):
+            if number and part.partition(":")[0].strip() not in CODECS:
+                specs[-1] += "," + part
+            else:
+                specs.append(part)
+    return specs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

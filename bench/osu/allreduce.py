@@ -1,0 +1,47 @@
+"""Allreduce: the sum of all ranks' vectors, on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from collcomp.codecs import Codec
+
+from .collective import Collective
+from .message import values
+from .validate import Check, check_sum
+
+__all__ = ["Allreduce"]
+
+
+class Allreduce(Collective):
+    """Size: the whole vector."""
+
+    name = "allreduce"
+    summary = "sum on all ranks"
+
+    def allocate(self) -> None:
+        self.send = values(self.rank, 0, self.count)
+        self.recv = np.empty_like(self.send)
+
+    def call(self, comm: Any, **how: Any) -> None:
+        comm.Allreduce(self.send, self.recv, **how)
+
+    def checks(self, codec: Codec, algorithm: str) -> Iterable[Check]:
+        part = self.share()
+        everyone = range(self.size)
+        return check_sum(self.recv[part], codec, algorithm, self.size, self.count, part, reencoded=everyone)
+
+    def same_everywhere(self) -> np.ndarray:
+        return self.recv
+
+    def bus_factor(self) -> float:
+        return 2 * (self.size - 1) / self.size
+
+    @classmethod
+    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
+        if algorithm == "gathered":
+            return (size - 1) * frame_nbytes
+        return 2 * (size - 1) / size * frame_nbytes

@@ -1,0 +1,122 @@
+"""``collcomp bench <collective>``: options, table and files around the driver."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from ..arguments import check_file, parse_codecs, parse_sizes
+from ..ranks import World, launch_or_run, progress_bar, show
+from ..table import Column, header, line, number
+from . import COLLECTIVES
+from .collective import Collective
+from .driver import Row, Settings, check_settings, measure
+
+__all__ = ["add_options", "run"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every collective."""
+    parser.add_argument(
+        "--sizes", default="64K:16M:4", help="FIRST:LAST:FACTOR, FIRST:LAST or a list (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--codec", default="none,int8,int4", help="codecs between commas; none is native MPI (default: %(default)s)"
+    )
+    parser.add_argument("--algorithm", help="of the codecs: direct, ring or gathered (default: each codec's own)")
+    parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
+    parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 1 above 64 KiB)")
+    parser.add_argument(
+        "--validate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare results with a float64 reference and between ranks (default: on)",
+    )
+
+
+def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure the collective `name`; the exit status."""
+    cls = COLLECTIVES[name]
+    settings = Settings(
+        codecs=tuple(parse_codecs(options.codec)),
+        sizes=tuple(parse_sizes(options.sizes)),
+        algorithm=options.algorithm,
+        iterations=options.iterations,
+        warmup=options.warmup,
+        validate=options.validate,
+    )
+    default_ranks = 2 if cls.point_to_point else 4
+    check_settings(cls, settings, default_ranks if options.ranks is None else options.ranks)
+    check_file(options.json, "--json")
+    check_file(options.plot, "--plot")
+
+    def body(world: World) -> int:
+        check_settings(cls, settings, world.size)
+        rows = _tabulate(world, cls, settings)
+        if world.rank == 0:
+            _save(rows, options)
+        return 1 if any(row.wrong for row in rows) else 0
+
+    return launch_or_run(
+        [name, *argv],
+        body,
+        ranks=options.ranks,
+        default_ranks=default_ranks,
+        link=options.link,
+        default_link="shm",
+        mpi=options.mpi,
+    )
+
+
+def _tabulate(world: World, cls: type[Collective], settings: Settings) -> list[Row]:
+    columns = _columns(settings)
+    rows = []
+    with progress_bar(world, len(settings.sizes), cls.name) as bar:
+        for text in (*_facts(world, cls, settings), header(columns)):
+            show(bar, text)
+        for row in measure(world, cls, settings, bar):
+            rows.append(row)
+            show(bar, line(columns, row))
+    return rows
+
+
+def _facts(world: World, cls: type[Collective], settings: Settings) -> list[str]:
+    iterations = "for about 1.5 s, 3 or more" if settings.iterations is None else str(settings.iterations)
+    checked = "results checked" if settings.validate else "results not checked"
+    return [
+        f"# {cls.name}: {cls.summary}; {(cls.__doc__ or '').splitlines()[0]}",
+        f"# {world.mpi_version}, {world.size} ranks, link {world.link}, float32, iterations {iterations}, {checked}",
+        "# times in microseconds, of the slowest rank; bandwidths in MB/s; wire: bytes that the busiest rank sends",
+    ]
+
+
+def _columns(settings: Settings) -> list[Column]:
+    widest = max(len("none" if codec is None else codec.spec) for codec in settings.rows)
+    return [
+        Column("size", lambda row: str(row.nbytes), 9),
+        Column("codec", lambda row: row.codec, widest, left=True),
+        Column("algorithm", lambda row: row.algorithm, left=True),
+        Column("median", lambda row: number(row.seconds * 1e6), 11),
+        Column("average", lambda row: number(row.seconds_avg * 1e6), 11),
+        Column("algbw", lambda row: number(row.algbw / 1e6), 9),
+        Column("busbw", lambda row: number(row.busbw / 1e6), 9),
+        Column("wire", lambda row: number(row.wire_bytes, 0), 9),
+        Column("ratio", lambda row: number(row.ratio), 6),
+        Column("speed-up", lambda row: number(row.speedup)),
+        Column("bound", lambda row: number(row.bound_seconds and row.bound_seconds * 1e6, 0), 8),
+        Column("max_err", lambda row: "-" if row.max_err is None else f"{row.max_err:.1e}"),
+        Column("#wrong", lambda row: number(row.wrong, 0)),
+    ]
+
+
+def _save(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)
+            file.write("\n")
+    if options.plot:
+        from ..plot import plot_times
+
+        plot_times(rows, options.plot)

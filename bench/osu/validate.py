@@ -1,0 +1,182 @@
+"""What a result must be: a float64 reference, and how far a codec may be from it.
+
+Dense codecs are compared with the exact result, within an error that follows from the magnitudes of all operands.
+Sparse codecs drop elements, so that no small error bounds them: there the codec itself is applied to each rank's
+operand, and the result must be equal in every element.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from collcomp.codecs import Codec
+from collcomp.collectives.direct import chunks
+from collcomp.frame import Frame
+
+from .message import values
+
+__all__ = ["Check", "Verdict", "check_moved", "check_sum", "differing", "error_bound", "judge", "roundtrip", "sparse_sum"]
+
+_PIECE = 1 << 19
+_HALF_ULP = 2.0**-24
+_LEVELS = {"int8": 127, "int4": 7}
+# Half a unit in the last place: relative, and of subnormals.
+_CAST_ERRORS = {"fp16": (2.0**-11, 2.0**-25), "bf16": (2.0**-8, 2.0**-134)}
+
+
+class Check(NamedTuple):
+    """Some elements of a result, what they should be, and by how much they may differ."""
+
+    got: np.ndarray
+    expected: np.ndarray
+    tolerance: np.ndarray | float
+
+
+class Verdict(NamedTuple):
+    """Largest error, and number of elements whose error is beyond its bound."""
+
+    max_err: float
+    wrong: int
+
+
+def judge(checks: Iterable[Check]) -> Verdict:
+    """Count what is wrong. A NaN where there should be a number is."""
+    max_err, wrong = 0.0, 0
+    for got, expected, tolerance in checks:
+        error = np.abs(got - expected)
+        wrong += int(np.count_nonzero(~(error <= tolerance)))
+        if error.size:
+            max_err = max(max_err, float(np.nan_to_num(error.max(), nan=np.inf)))
+    return Verdict(max_err, wrong)
+
+
+def differing(comm, result: np.ndarray) -> int:
+    """Number of elements of this rank's `result` whose bits differ from rank 0's. Collective."""
+    if len(set(comm.allgather(zlib.crc32(result)))) == 1:
+        return 0
+    first = result.copy()
+    comm.Bcast(first, 0)
+    return int(np.count_nonzero(first.view(np.uint32) != result.view(np.uint32)))
+
+
+def error_bound(codec: Codec, magnitudes: np.ndarray) -> np.ndarray:
+    """Largest error that encoding may make in each element.
+
+    Parameters
+    ----------
+    codec : Codec
+    magnitudes : ndarray of float64
+        Upper bounds of the elements' magnitudes, in the order in which they are encoded. Elements nearer to an end
+        than two blocks get too small a bound unless the message ends there as well.
+
+    Returns
+    -------
+    ndarray of float64
+        Sound wherever the codec's blocks begin.
+    """
+    if codec.lossless:
+        return np.zeros_like(magnitudes)
+    if codec.codec_id in _CAST_ERRORS:
+        relative, absolute = _CAST_ERRORS[codec.codec_id]
+        return np.maximum(relative * magnitudes, absolute)
+    if codec.codec_id in _LEVELS:
+        steps = 0.5 if codec.rounding == "nearest" else 1.0  # type: ignore[attr-defined]
+        return _largest_nearby(magnitudes, codec.block) * (steps / _LEVELS[codec.codec_id] * (1 + 2.0**-13))
+    raise ValueError(f"--codec: no error bound is known for {codec.spec!r}; give --no-validate")
+
+
+def _largest_nearby(x: np.ndarray, block: int) -> np.ndarray:
+    """An upper bound of the maximum of any `block` neighbours that each element is among."""
+    count = -(-x.size // block)
+    padded = np.zeros((count + 2) * block)
+    padded[block : block + x.size] = x
+    maxima = padded.reshape(-1, block).max(axis=1)
+    nearby = np.maximum(np.maximum(maxima[:-2], maxima[1:-1]), maxima[2:])
+    return np.repeat(nearby, block)[: x.size]
+
+
+def check_moved(got: np.ndarray, codec: Codec, source: int, part: slice, *, encoded: bool = True) -> Iterator[Check]:
+    """Check a copy of elements `part` of the message of rank `source`, which were encoded together (or not at all)."""
+    if not encoded or codec.lossless:
+        yield Check(got, values(source, part.start, part.stop).astype(np.float64), 0.0)
+    elif codec.sparse:
+        yield Check(got, roundtrip(codec, values(source, part.start, part.stop)).astype(np.float64), 0.0)
+    else:
+        for piece, wide in _pieces(part, part, 2 * codec.block):
+            x = values(source, wide.start, wide.stop).astype(np.float64)
+            inner = slice(piece.start - wide.start, piece.stop - wide.start)
+            tolerance = error_bound(codec, np.abs(x))
+            yield Check(got[piece.start - part.start : piece.stop - part.start], x[inner], tolerance[inner])
+
+
+def check_sum(
+    got: np.ndarray, codec: Codec, algorithm: str, size: int, count: int, part: slice, *, reencoded: Iterable[int]
+) -> Iterator[Check]:
+    """Check elements `part` of the sum over `size` ranks of messages of `count` elements.
+
+    `reencoded` are the ranks that encode the part that they have summed.
+    """
+    if codec.sparse:
+        yield Check(got, sparse_sum(codec, algorithm, size, count, reencoded)[part].astype(np.float64), 0.0)
+        return
+    halo = 2 * (size + 1) * codec.block
+    for piece, wide in _pieces(part, slice(0, count), halo):
+        total, magnitude, error = np.zeros((3, wide.stop - wide.start))
+        for rank in range(size):
+            x = values(rank, wide.start, wide.stop).astype(np.float64)
+            total += x
+            magnitude += np.abs(x)
+            error += error_bound(codec, np.abs(x))
+        if algorithm == "ring":  # partial sums are encoded anew at each hop, wherever the ring begins
+            error[:] = 0
+            for _ in range(size):
+                error += error_bound(codec, magnitude + error)
+        elif algorithm == "direct" and reencoded:
+            error += error_bound(codec, np.abs(total) + error)
+        error += size * _HALF_ULP * (magnitude + error)
+        inner = slice(piece.start - wide.start, piece.stop - wide.start)
+        yield Check(got[piece.start - part.start : piece.stop - part.start], total[inner], error[inner])
+
+
+def sparse_sum(codec: Codec, algorithm: str, size: int, count: int, reencoded: Iterable[int]) -> np.ndarray:
+    """The very bits that `algorithm` gives with a sparse codec, whose frames hold a whole part each."""
+    operands = [values(rank, 0, count) for rank in range(size)]
+    if algorithm == "gathered":
+        return _in_order([roundtrip(codec, x) for x in operands])
+    result = np.empty(count, np.float32)
+    for owner, part in enumerate(chunks(count, size)):
+        if algorithm == "ring":
+            partial = roundtrip(codec, operands[(owner + 1) % size][part])
+            for step in range(2, size + 1):
+                partial = roundtrip(codec, partial + operands[(owner + step) % size][part])
+            result[part] = partial
+            continue
+        mine = _in_order([x[part] if rank == owner else roundtrip(codec, x[part]) for rank, x in enumerate(operands)])
+        result[part] = roundtrip(codec, mine) if owner in reencoded else mine
+    return result
+
+
+def roundtrip(codec: Codec, x: np.ndarray) -> np.ndarray:
+    """What a receiver of `x` decodes."""
+    frame = np.empty(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
+    decoded = np.empty_like(x)
+    codec.decode(Frame.read(frame[: codec.encode(x, frame)]), decoded)
+    return decoded
+
+
+def _in_order(operands: list[np.ndarray]) -> np.ndarray:
+    total = operands[0].copy()
+    for x in operands[1:]:
+        total += x
+    return total
+
+
+def _pieces(part: slice, limits: slice, halo: int) -> Iterator[tuple[slice, slice]]:
+    """`part` piece by piece, and each with `halo` elements more on both sides as far as `limits` go."""
+    for start in range(part.start, part.stop, _PIECE):
+        stop = min(start + _PIECE, part.stop)
+        yield slice(start, stop), slice(max(limits.start, start - halo), min(limits.stop, stop + halo))

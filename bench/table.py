@@ -1,0 +1,54 @@
+"""Tables of numbers in columns of fixed width, so that each row can be printed as soon as it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Column", "bytes_text", "header", "line", "number"]
+
+
+class Column(NamedTuple):
+    """A title, the text of a row's cell, and the least width; text is set left, numbers right."""
+
+    title: str
+    text: Callable[[Any], str]
+    width: int = 0
+    left: bool = False
+
+
+def header(columns: Sequence[Column]) -> str:
+    """The titles."""
+    return _join(columns, [column.title for column in columns])
+
+
+def line(columns: Sequence[Column], row: Any) -> str:
+    """One row."""
+    return _join(columns, [column.text(row) for column in columns])
+
+
+def _join(columns: Sequence[Column], texts: Sequence[str]) -> str:
+    cells = []
+    for column, text in zip(columns, texts, strict=True):
+        width = max(column.width, len(column.title))
+        cells.append(text.ljust(width) if column.left else text.rjust(width))
+    return "  ".join(cells).rstrip()
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits after the point; a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def bytes_text(nbytes: int) -> str:
+    """Bytes in the units in which sizes are written, where they are whole ones.
+
+    Examples
+    --------
+    >>> bytes_text(65536), bytes_text(100)
+    ('64 KiB', '100 B')
+    """
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if nbytes >= unit and nbytes % unit == 0:
+            return f"{nbytes // unit} {name}"
+    return f"{nbytes} B"

@@ -1,0 +1,74 @@
+"""The bit operations against NumPy."""
+
+import numba
+import numpy as np
+import pytest
+
+from collcomp.kernels.cpu import bits
+
+BITS = np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32)
+
+
+@numba.njit
+def magnitudes(x, out):
+    for i in range(x.size):
+        out[i] = bits.magnitude(x[i])
+
+
+@numba.njit
+def lanes_above(x, threshold):
+    return bits.magnitudes_above(x, 0, threshold)
+
+
+@numba.njit
+def hashes(base, out):
+    for i in range(out.size):
+        out[i] = bits.hash32(np.uint32(base), np.uint32(i))
+
+
+@numba.njit
+def fixed_points(x, out):
+    for i in range(x.size):
+        out[i] = bits.fixed_point(x[i])
+
+
+@pytest.mark.parametrize(("dtype", "twin"), [(np.float32, np.int32), (np.float64, np.int64)])
+def test_magnitude_orders_floats(dtype, twin):
+    x = np.array([0, -0.0, 1e-40, -1, 1, 2, np.inf, -np.inf, np.nan], dtype)
+    out = np.empty(x.size, twin)
+    magnitudes(x, out)
+    np.testing.assert_array_equal(out, x.view(twin) & np.iinfo(twin).max)
+    assert (np.diff(out) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_magnitudes_above(dtype):
+    x = np.random.default_rng(1).standard_normal(64).astype(dtype)
+    threshold = int(np.array(1, dtype).view(f"i{x.itemsize}"))
+    expected = sum(1 << i for i in range(64) if abs(x[i]) > 1)
+    assert int(lanes_above(x, threshold)) & (2**64 - 1) == expected
+    assert int(lanes_above(x, -1)) & (2**64 - 1) == 2**64 - 1
+
+
+def test_hash_is_uniform_and_uncorrelated():
+    """Both halves, of neighbouring counters and of all counters of a block."""
+    out = np.empty((3000, 128), np.uint32)
+    for base, row in zip(BITS, out, strict=False):
+        hashes(base, row)
+    for half in ((out & 0x3FFF) / 2.0**14, (out >> 18) / 2.0**14):
+        centred = half - 0.5
+        assert abs(centred.mean()) < 5 * np.sqrt(1 / 12 / out.size)
+        for lag in range(1, 20):
+            correlation = 12 * (centred[:, lag:] * centred[:, :-lag]).mean()
+            assert abs(correlation) < 5 / np.sqrt(centred[:, lag:].size)
+        assert 0.9 < 12 * 128 * centred.mean(axis=1).var() < 1.1
+    low, high = (out & 0x3FFF) / 2.0**14 - 0.5, (out >> 18) / 2.0**14 - 0.5
+    assert abs(12 * (low * high).mean()) < 5 / np.sqrt(out.size)
+
+
+def test_fixed_point():
+    x = np.linspace(-127, 127, 10_001, dtype=np.float32)
+    out = np.empty(x.size, np.int32)
+    fixed_points(x, out)
+    signed = out << 10 >> 10  # the lowest 22 bits
+    assert np.abs(signed - x * 2.0**14).max() <= 0.5
