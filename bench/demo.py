@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from collcomp.codecs import Int4, Int8, TopK
@@ -47,7 +47,7 @@ def _body(world: World) -> int:
 
 
 def _columns() -> list[Column]:
-    def cell(k: int):
+    def cell(k: int) -> Callable[[Sequence[Row]], str]:
         def text(rows: Sequence[Row]) -> str:
             time = f"{rows[k].seconds * 1e3:.1f} ms"
             return f"{time} {rows[k].speedup:6.1f}x" if k else time

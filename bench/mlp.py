@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 __all__ = ["Mlp"]
@@ -27,7 +29,7 @@ class Mlp:
         rng = np.random.default_rng(seed)
         self.widths = widths
         self.parameters: dict[str, np.ndarray] = {}
-        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
             scale = np.float32(np.sqrt(2 / fan_in))
             self.parameters[f"weight{i}"] = rng.standard_normal((fan_in, fan_out), np.float32) * scale
             self.parameters[f"bias{i}"] = np.zeros(fan_out, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["MeasurementError", "World", "launch_or_run", "print_once", "progress_bar", "show"]
 
 _UNKNOWN_LINK = "unshaped"
+# The launcher forwards the two streams apart: what is written to one has to arrive before the other goes on.
+_FORWARDED = 0.03
 
 
 class MeasurementError(CollcompError):
@@ -64,7 +67,7 @@ class World:
 
     @property
     def rank(self) -> int:
-        """This process's rank."""
+        """Rank of this process."""
         return self.comm.rank
 
     @property
@@ -122,7 +125,8 @@ def launch_or_run(
     if not under_launcher():
         return launch(["-m", "collcomp.bench.cli", *argv], ranks or default_ranks, link or default_link, mpi)
     world = World.here()
-    for option, given, found in (("--ranks", ranks, world.size), ("--link", link, world.link), ("--mpi", mpi, world.mpi)):
+    wishes = (("--ranks", ranks, world.size), ("--link", link, world.link), ("--mpi", mpi, world.mpi))
+    for option, given, found in wishes:
         if given is not None and given != found:
             raise ValueError(f"{option}: {given!r}, but these ranks were started with {found!r}")
     try:
@@ -162,6 +166,11 @@ def progress_bar(world: World, total: float, unit: str) -> Any:
 
 def show(bar: Any, text: str) -> None:
     """Print to standard output without tearing the bar apart."""
-    if not bar.disable:
-        bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+    if bar.disable:
+        return
+    bar.clear()
+    sys.stderr.flush()
+    time.sleep(_FORWARDED)
+    print(text, flush=True)
+    time.sleep(_FORWARDED)
+    bar.refresh()

@@ -126,7 +126,10 @@ def _host_array(obj: Any, name: str) -> np.ndarray:
     else:
         return np.asarray(view)
     if hasattr(obj, "__dlpack__"):
-        return np.from_dlpack(obj)
+        try:
+            return np.from_dlpack(obj)
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(f"{name}: {type(obj).__name__} is not a buffer that NumPy takes: {error}") from None
     raise TypeError(f"{name}: {type(obj).__name__} is not a buffer")
 
 

@@ -491,6 +491,9 @@ def _nbytes(*bufs: Any) -> int:
         nbytes = getattr(buf, "nbytes", None)
         if nbytes is not None:
             return nbytes
+        data = buf[0] if isinstance(buf, (list, tuple)) and buf else buf
+        if hasattr(data, "__dlpack__") and not hasattr(data, "nbytes"):
+            continue  # its producer would have to make a capsule, which only MPI itself is to ask for
         if buf is not None and buf is not MPI.IN_PLACE:
             try:
                 return as_buffer(buf, "buf").flat.nbytes

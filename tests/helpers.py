@@ -25,6 +25,7 @@ PATIENCE_S = 60
 def outcomes(size, program, *args, **options):
     """What ``program(comm, *args)`` returned or raised on each rank; ranks are threads."""
     found = [None] * size
+    options.setdefault("deadline", PATIENCE_S / 2)  # when one rank fails, the others are not waited for in vain
 
     def main(comm):
         try:

@@ -10,7 +10,7 @@ __all__ = ["BidirectionalBandwidth"]
 
 
 class BidirectionalBandwidth(PointToPoint):
-    """Its time is that of both windows over the number of messages in one."""
+    """Size: one message. Time: of both windows over the number of messages in one."""
 
     name = "bibw"
     summary = "a window of messages both ways at once"

@@ -10,7 +10,7 @@ __all__ = ["Bandwidth"]
 
 
 class Bandwidth(PointToPoint):
-    """Its time is that of a window over the number of messages in it."""
+    """Size: one message. Time: of a window over the number of messages in it."""
 
     name = "bw"
     summary = "a window of messages one way"

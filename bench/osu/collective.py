@@ -56,8 +56,8 @@ class Collective(ABC):
     #: Whether the message is cut into one equal block a rank.
     divided: ClassVar[bool] = False
 
-    #: Results; they are overwritten before a call that is checked.
-    recv: np.ndarray | None
+    #: Results, empty where this rank has none; they are overwritten before a call that is checked.
+    recv: np.ndarray
     #: Messages in the time of one call, and those of them that one rank sends.
     messages: int = 1
     sent_messages: int = 1
@@ -107,8 +107,7 @@ class Collective(ABC):
 
     def reset(self) -> None:
         """Spoil the results, so that a call that does nothing is found out."""
-        if self.recv is not None:
-            self.recv.fill(np.nan)
+        self.recv.fill(np.nan)
 
     # ------------------------------------------------------------------ helpers
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 
 from ..arguments import check_file, parse_codecs, parse_sizes
+from ..launch import under_launcher
 from ..ranks import World, launch_or_run, progress_bar, show
 from ..table import Column, header, line, number
 from . import COLLECTIVES
@@ -27,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--algorithm", help="of the codecs: direct, ring or gathered (default: each codec's own)")
     parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
-    parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 1 above 64 KiB)")
+    parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 2 above 64 KiB)")
     parser.add_argument(
         "--validate",
         action=argparse.BooleanOptionalAction,
@@ -48,12 +49,12 @@ def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
         validate=options.validate,
     )
     default_ranks = 2 if cls.point_to_point else 4
-    check_settings(cls, settings, default_ranks if options.ranks is None else options.ranks)
+    ranks = World.here().size if under_launcher() else default_ranks
+    check_settings(cls, settings, ranks if options.ranks is None else options.ranks)
     check_file(options.json, "--json")
     check_file(options.plot, "--plot")
 
     def body(world: World) -> int:
-        check_settings(cls, settings, world.size)
         rows = _tabulate(world, cls, settings)
         if world.rank == 0:
             _save(rows, options)
@@ -85,8 +86,9 @@ def _tabulate(world: World, cls: type[Collective], settings: Settings) -> list[R
 def _facts(world: World, cls: type[Collective], settings: Settings) -> list[str]:
     iterations = "for about 1.5 s, 3 or more" if settings.iterations is None else str(settings.iterations)
     checked = "results checked" if settings.validate else "results not checked"
+    notes = (cls.__doc__ or "").splitlines()[0]
     return [
-        f"# {cls.name}: {cls.summary}; {(cls.__doc__ or '').splitlines()[0]}",
+        f"# {cls.name}: {cls.summary}; {notes[0].lower()}{notes[1:]}",
         f"# {world.mpi_version}, {world.size} ranks, link {world.link}, float32, iterations {iterations}, {checked}",
         "# times in microseconds, of the slowest rank; bandwidths in MB/s; wire: bytes that the busiest rank sends",
     ]

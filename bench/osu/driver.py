@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ __all__ = ["Row", "Settings", "check_settings", "measure"]
 _CELL_SECONDS = 1.5
 _FEWEST_ITERATIONS, _MOST_ITERATIONS = 3, 1000
 _SMALL_NBYTES = 64 << 10
-_SMALL_WARMUP = 10
+_SMALL_WARMUP, _LARGE_WARMUP = 10, 2
 # Counters say more than payload (headers); fewer means that there is another way than the link.
 _MUST_CROSS = 0.95
 
@@ -195,16 +195,17 @@ def _caller(world: World, comm: Any, codec: Codec | None, algorithm: str | None)
 def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, settings: Settings) -> _Trial:
     """Warm up, count bytes, and check the last result."""
     caller, how = _caller(world, comm, codec, settings.algorithm)
-    calls = settings.warmup or (_SMALL_WARMUP if operation.nbytes <= _SMALL_NBYTES else 1)
+    calls = settings.warmup or (_SMALL_WARMUP if operation.nbytes <= _SMALL_NBYTES else _LARGE_WARMUP)
     seen = comm.records[-1].sequence if len(comm.records) else -1
-    sent = world.sent_bytes()
+    sent = world.sent_bytes() or 0
     for _ in range(calls):
         operation.reset()
         world.comm.Barrier()
         started = time.perf_counter()
         operation.call(caller, **how)
         seconds = time.perf_counter() - started
-    counted = None if sent is None else (world.sent_bytes() - sent) / calls
+    sent_since = world.sent_bytes()
+    counted = None if sent_since is None else (sent_since - sent) / calls
     records = [record for record in comm.records if record.sequence > seen]
     algorithm = NATIVE if codec is None else world.comm.bcast(records[0].algorithm if records else None)
     recorded = None if codec is None else sum(record.wire_nbytes or 0 for record in records) / calls
@@ -242,9 +243,7 @@ def _check(world: World, operation: Collective, codec: Codec, algorithm: str) ->
     return Verdict(world.largest(verdict.max_err), world.comm.allreduce(wrong))
 
 
-def _time(
-    world: World, comm: Any, operation: Collective, settings: Settings, iterations: int, bar: Any
-) -> np.ndarray:
+def _time(world: World, comm: Any, operation: Collective, settings: Settings, iterations: int, bar: Any) -> np.ndarray:
     """Seconds of the slowest rank per message, shape (codecs, iterations)."""
     from mpi4py import MPI
 

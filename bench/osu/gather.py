@@ -24,13 +24,13 @@ class Gather(Collective):
 
     def allocate(self) -> None:
         self.send = values(self.rank, 0, self.count)
-        self.recv = np.empty(self.count * self.size, np.float32) if self.rank == 0 else None
+        self.recv = np.empty(self.count * self.size if self.rank == 0 else 0, np.float32)
 
     def call(self, comm: Any, **how: Any) -> None:
         comm.Gather(self.send, self.recv, root=0, **how)
 
     def checks(self, codec: Codec, algorithm: str) -> Iterable[Check]:
-        return self._blocks(codec) if self.recv is not None else []
+        return self._blocks(codec) if self.rank == 0 else []
 
     def _blocks(self, codec: Codec) -> Iterator[Check]:
         for source, block in enumerate(self.recv.reshape(self.size, self.count)):

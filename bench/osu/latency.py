@@ -10,7 +10,7 @@ __all__ = ["Latency"]
 
 
 class Latency(PointToPoint):
-    """Ping-pong; its time is that of one message one way."""
+    """Size: one message. Time: of one message one way."""
 
     name = "latency"
     summary = "one message one way, from a ping-pong"

@@ -38,7 +38,7 @@ class PointToPoint(Collective):
         self.sent_messages = max(1, min(_WINDOW, _WINDOW_NBYTES // self.nbytes)) if self.windowed else 1
         self.messages = self.sent_messages
         receives = self.rank == 1 or self.both_ways
-        self.recv = np.empty((self.sent_messages, self.count), np.float32) if receives else None
+        self.recv = np.empty((self.sent_messages if receives else 0, self.count), np.float32)
 
     def post_sends(self, comm: Any, how: dict[str, Any]) -> list[MPI.Request]:
         """Start to send a window of messages."""
@@ -49,7 +49,7 @@ class PointToPoint(Collective):
         return [comm.Irecv(row, self.peer, **how) for row in self.recv]
 
     def checks(self, codec: Codec, algorithm: str) -> Iterable[Check]:
-        for row in [] if self.recv is None else self.recv:
+        for row in self.recv:
             yield from check_moved(row, codec, self.peer, slice(0, self.count))
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,17 @@ from collcomp.frame import Frame
 
 from .message import values
 
-__all__ = ["Check", "Verdict", "check_moved", "check_sum", "differing", "error_bound", "judge", "roundtrip", "sparse_sum"]
+__all__ = [
+    "Check",
+    "Verdict",
+    "check_moved",
+    "check_sum",
+    "differing",
+    "error_bound",
+    "judge",
+    "roundtrip",
+    "sparse_sum",
+]
 
 _PIECE = 1 << 19
 _HALF_ULP = 2.0**-24
@@ -54,9 +64,9 @@ def judge(checks: Iterable[Check]) -> Verdict:
     return Verdict(max_err, wrong)
 
 
-def differing(comm, result: np.ndarray) -> int:
+def differing(comm: Any, result: np.ndarray) -> int:
     """Number of elements of this rank's `result` whose bits differ from rank 0's. Collective."""
-    if len(set(comm.allgather(zlib.crc32(result)))) == 1:
+    if len(set(comm.allgather(zlib.crc32(result.data)))) == 1:
         return 0
     first = result.copy()
     comm.Bcast(first, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,10 @@ class Incoming:
     count: int
     total: int
     requests: list[Request]
+    #: Where verbatim values are to land, where the caller named a place.
+    into: np.ndarray | None = None
+    #: Scratch memory that they landed in otherwise.
+    landed: np.ndarray | None = None
     frame: Frame | None = None
 
 
@@ -47,6 +52,16 @@ class Outgoing:
     memory: tuple[np.ndarray, ...]
     count: int
     unsent: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Sending:
+    """A frame on its way to one rank, or waiting for its turn."""
+
+    outgoing: Outgoing
+    dest: int
+    channel: int
+    missing: int
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +124,10 @@ class Exchange:
         self._stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
         # What is under way, and beside each request who waits for it.
         self._requests: list[Request] = []
-        self._owners: list[Outgoing | _Expected] = []
+        self._owners: list[_Sending | _Expected] = []
+        # What waits for its turn, by destination, and how many frames do not.
+        self._queues: dict[int, deque[_Sending]] = defaultdict(deque)
+        self._under_way: dict[int, int] = defaultdict(int)
 
     @property
     def error_norm(self) -> float | None:
@@ -195,12 +213,32 @@ class Exchange:
     def send(self, outgoing: Outgoing, dests: int | Sequence[int], channel: int) -> None:
         """Start to send a frame to one rank or several; `channel` tells it from their other frames from this rank."""
         for dest in [dests] if isinstance(dests, int) else dests:
-            for part in outgoing.parts:
-                self._requests.append(self.transport.isend(part, dest, self._tag + channel))
-                self._owners.append(outgoing)
-                outgoing.unsent += 1
-                self.wire_nbytes += part.size
+            outgoing.unsent += 1
+            self._queues[dest].append(_Sending(outgoing, dest, channel, len(outgoing.parts)))
+            self._start_sends(dest)
+            self.wire_nbytes += sum(part.size for part in outgoing.parts)
             self.raw_nbytes += outgoing.count * self.envelope.dtype.itemsize
+
+    def _start_sends(self, dest: int) -> None:
+        queue = self._queues[dest]
+        while queue and self._under_way[dest] < self.transport.window:
+            sending = queue.popleft()
+            self._under_way[dest] += 1
+            for part in sending.outgoing.parts:
+                self._requests.append(self.transport.isend(part, dest, self._tag + sending.channel))
+                self._owners.append(sending)
+
+    def _sent(self, sending: _Sending) -> None:
+        sending.missing -= 1
+        if sending.missing:
+            return
+        self._under_way[sending.dest] -= 1
+        self._start_sends(sending.dest)
+        outgoing = sending.outgoing
+        outgoing.unsent -= 1
+        if not outgoing.unsent:
+            for memory in outgoing.memory:
+                self._scratch.give(memory)
 
     def frame_of(self, outgoing: Outgoing) -> Frame:
         """The frame as its receivers will see it; its memory is kept until the operation is over."""
@@ -229,17 +267,7 @@ class Exchange:
         self.codec.write_header(head, envelope, values.size, values.nbytes)
         if not values.size:
             return Outgoing((head,), (head,), 0)
-        payload = self._sendable(values.view(np.uint8))
-        memory = (head, payload) if self.transport.shares_memory else (head,)
-        return Outgoing((head, payload), memory, values.size)
-
-    def _sendable(self, data: np.ndarray) -> np.ndarray:
-        """`data` where the transport can send it from."""
-        if not self.transport.shares_memory:
-            return data
-        copy = self._scratch.take(data.size)
-        copy[...] = data
-        return copy
+        return Outgoing((head, values.view(np.uint8)), (head,), values.size)
 
     # ------------------------------------------------------------------ receiving
 
@@ -250,19 +278,12 @@ class Exchange:
 
         `into` is where verbatim values may land directly; `total` is the message's length as in `encode`.
         """
-        buffers: list[np.ndarray | None]
-        if self.transport.shares_memory:
-            buffers = [None, None] if self.codec.verbatim and count else [None]
-        elif not self.codec.verbatim:
-            buffers = [self._scratch.take(self.codec.max_encoded_nbytes(count, self.envelope.dtype))]
-        else:
-            buffers = [self._scratch.take(HEADER_NBYTES)]
-            if count:
-                fits = into is not None and into.dtype == self.envelope.dtype
-                values = into if fits else self._scratch.array(count, self.envelope.dtype)
-                buffers.append(values.view(np.uint8))  # type: ignore[union-attr]
-        requests = [self.transport.irecv(buffer, source, self._tag + channel) for buffer in buffers]
-        return Incoming(source, count, self.envelope.total if total is None else total, requests)
+        fits = into is not None and into.dtype == self.envelope.dtype
+        one = Incoming(source, count, self.envelope.total if total is None else total, [], into if fits else None)
+        for part in range(2 if self.codec.verbatim and count else 1):
+            buffer = None if self.transport.shares_memory else self._room(one, part)
+            one.requests.append(self.transport.irecv(buffer, source, self._tag + channel))
+        return one
 
     def when(self, incoming: Sequence[Incoming], action: Callable[[], None]) -> None:
         """Have `action` called once all these frames are there and checked; their memory is given back after it."""
@@ -286,13 +307,32 @@ class Exchange:
 
     def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:
         """Send a frame on, as it came."""
-        if dests or isinstance(dests, int):
-            parts = tuple(self._sendable(request.data) for request in incoming.requests)
-            memory = parts if self.transport.shares_memory else ()
+        if isinstance(dests, int) or dests:
+            parts = tuple(request.data for request in incoming.requests)
+            memory: tuple[np.ndarray, ...] = ()
+            if self.transport.shares_memory:  # the sender may use its memory again as soon as this rank has read it
+                memory = tuple(self._scratch.take(part.size) for part in parts)
+                for copy, part in zip(memory, parts, strict=True):
+                    copy[...] = part
+                parts = memory
             self.send(Outgoing(parts, memory, incoming.count), dests, channel)
+
+    def _room(self, incoming: Incoming, part: int) -> np.ndarray:
+        """Memory for what arrives: a frame, or the header and then the values of a verbatim one."""
+        if not self.codec.verbatim:
+            return self._scratch.take(self.codec.max_encoded_nbytes(incoming.count, self.envelope.dtype))
+        if part == 0:
+            return self._scratch.take(HEADER_NBYTES)
+        if incoming.into is None:
+            incoming.landed = self._scratch.take(incoming.count * self.envelope.dtype.itemsize)
+            return incoming.landed
+        return incoming.into.view(np.uint8)
 
     def _check(self, incoming: Incoming) -> Frame:
         try:
+            for part, request in enumerate(incoming.requests):
+                if request.data is None:
+                    self.transport.fetch(request, self._room(incoming, part))
             frame = Frame.read(*(request.data for request in incoming.requests))
             if frame.sequence != self.envelope.sequence:
                 raise FrameError(
@@ -352,11 +392,8 @@ class Exchange:
         for i in sorted(done, reverse=True):
             del self._requests[i], self._owners[i]
         for owner in owners:
-            if isinstance(owner, Outgoing):
-                owner.unsent -= 1
-                if not owner.unsent:
-                    for memory in owner.memory:
-                        self._scratch.give(memory)
+            if isinstance(owner, _Sending):
+                self._sent(owner)
                 continue
             owner.missing -= 1
             if not owner.missing:
@@ -364,6 +401,9 @@ class Exchange:
                     one.frame = self._check(one)
                 owner.action()
                 self.transport.release([request for one in owner.incoming for request in one.requests])
+                for one in owner.incoming:
+                    if one.landed is not None:
+                        self._scratch.give(one.landed)
         return bool(done)
 
 

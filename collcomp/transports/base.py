@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,10 +15,11 @@ __all__ = ["Request", "Transport"]
 class Request(Protocol):
     """One send or receive under way.
 
-    Once a receive is complete, `data` (uint8) are the bytes that arrived, `source` and `tag` where they came from.
+    Once a receive is complete, `data` (uint8) are the bytes that arrived (None: they are still to be fetched), `source`
+    and `tag` where they came from.
     """
 
-    data: np.ndarray
+    data: np.ndarray | None
     source: int
     tag: int
 
@@ -29,18 +31,32 @@ class Transport(ABC):
     ----------
     rank, size : int
         This rank, and how many there are.
+    window : float
+        How many frames to one rank an operation should have under way: over shared links, flows that run dry at the
+        same time leave none to finish alone.
     shares_memory : bool
-        Receivers read where the sender wrote: what is sent has to lie in memory from `allocate`, receives take no
-        buffer, and what arrived is to be given back by `release`.
+        Receivers read where the sender wrote, best where that is memory from `allocate`: receives take no buffer,
+        `fetch` gets what cannot be read in place, and what arrived is to be given back by `release`.
     """
 
     rank: int
     size: int
+    window: float = math.inf
     shares_memory: bool = False
 
     def allocate(self, nbytes: int) -> np.ndarray:
         """Memory (uint8) for what is to be sent."""
         return np.empty(nbytes, np.uint8)
+
+    def fetch(self, request: Request, into: np.ndarray) -> None:
+        """Copy the bytes of a completed receive whose `data` is None to `into` (uint8), and let `data` be that.
+
+        Raises
+        ------
+        FrameError
+            When they are not as many as `into` holds.
+        """
+        raise NotImplementedError
 
     def release(self, requests: Sequence[Request]) -> None:  # noqa: B027 - nothing to do for most
         """The data of these completed receives will not be read any more."""

@@ -42,6 +42,8 @@ class MpiTransport(Transport):
         Tags of its messages are the transport's alone, except where two transports of one user share it on purpose.
     """
 
+    window = 3
+
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self.rank = comm.Get_rank()

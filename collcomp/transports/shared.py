@@ -1,12 +1,15 @@
 """Ranks of one machine that read each other's memory.
 
-MPI carries notes of 48 bytes; the frames themselves stay where their sender encoded them. MPI's own path through
+MPI carries notes of 48 bytes; the frames themselves stay where their sender encoded them, in memory files that the
+receivers map. Values that are sent as they are stay in the program's own memory, which receivers copy from by
+``process_vm_readv``; where the kernel forbids that they are copied to a memory file first. MPI's own path through
 shared memory copies every byte twice.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import struct
@@ -20,13 +23,16 @@ import numpy as np
 from mpi4py import MPI
 
 from collcomp.errors import FrameError, TransportError
+from collcomp.transports import remote
 from collcomp.transports.base import Request
 from collcomp.transports.mpi import MpiTransport
 
 __all__ = ["SharedMemoryTransport", "mpi_transport"]
 
-# Kind, tag; then where the frame is: serial number and file descriptor of the sender's slab, offset, bytes.
+# Kind, tag; then where the frame is: serial number and file descriptor of the sender's slab, offset, bytes. A frame
+# outside of all slabs has serial number 0, and its address for an offset.
 _NOTE = struct.Struct("<QQQQQQ")
+_NO_SLAB = 0
 _FRAME, _READ = 0, 1
 _STREAM_TAG = 0
 _NOTHING = np.empty(0, np.uint8)
@@ -59,10 +65,14 @@ class _Slab:
 class _SharedRequest:
     """A send, complete when the receiver has read it; or a receive."""
 
-    data: np.ndarray
+    data: np.ndarray | None
     source: int
     tag: int
     complete: bool = False
+    #: Address and bytes of what is to be fetched.
+    remote: tuple[int, int] = (0, 0)
+    #: Copy of what was sent, where it has to lie in a slab.
+    staged: np.ndarray | None = None
 
 
 class SharedMemoryTransport(MpiTransport):
@@ -77,18 +87,21 @@ class SharedMemoryTransport(MpiTransport):
         Its messages are the transport's alone.
     """
 
+    window = math.inf
     shares_memory = True
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__(comm)
         self._slabs: dict[int, _Slab] = {}
-        self._serials = itertools.count()
+        self._serials = itertools.count(_NO_SLAB + 1)
         self._mapped: dict[int, OrderedDict[int, np.ndarray]] = {rank: OrderedDict() for rank in range(self.size)}
         self._pids: list[int] = []
         self._lock = threading.Lock()
         self._sends: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
         self._receives: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
-        self._arrivals: dict[tuple[int, int], deque[np.ndarray]] = defaultdict(deque)
+        self._arrivals: dict[tuple[int, int], deque[tuple[np.ndarray | None, tuple[int, int]]]] = defaultdict(deque)
+        self._staging: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._fetches = False
         self._sources = [rank for rank in range(self.size) if rank != self.rank]
         self._inboxes = [bytearray(_NOTE.size) for _ in self._sources]
         self._streams: list[MPI.Request] = []
@@ -100,14 +113,19 @@ class SharedMemoryTransport(MpiTransport):
         memory = self.allocate(len(token))
         memory[...] = np.frombuffer(token, np.uint8)
         slab = self._slab_of(memory)
+        assert slab is not None
         # A shaped or separate network means separate machines, whatever the processes could do by other ways.
         network = os.stat("/proc/self/ns/net").st_ino if os.path.exists("/proc/self/ns/net") else 0
-        cards = self._comm.allgather((os.getpid(), network, slab.serial, slab.fd, token))
+        remote.allow_reading()
+        own = np.frombuffer(token, np.uint8)
+        cards = self._comm.allgather((os.getpid(), network, slab.serial, slab.fd, token, own.ctypes.data))
         self._pids = [card[0] for card in cards]
         reachable = all(
             card[1] == network and self._read(rank, card[2], card[3], 0, len(token)) == card[4]
             for rank, card in enumerate(cards)
         )
+        self._fetches = reachable and all(remote.can_read(card[0], card[5], card[4]) for card in cards)
+        self._fetches = bool(self._comm.allreduce(self._fetches, MPI.LAND))
         connected = bool(self._comm.allreduce(reachable, MPI.LAND))
         if connected:
             self._streams = [self._listen(i) for i in range(len(self._sources))]
@@ -123,11 +141,16 @@ class SharedMemoryTransport(MpiTransport):
         return memory
 
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
-        slab = self._slab_of(buf)
         request = _SharedRequest(buf, self.rank, tag)
         with self._lock:
+            slab = self._slab_of(buf)
+            if slab is None and not self._fetches:
+                buf = request.staged = self._stage(buf)
+                slab = self._slab_of(buf)
+            address = buf.ctypes.data
+            place = (_NO_SLAB, 0, address) if slab is None else (slab.serial, slab.fd, address - slab.start)
             self._sends[dest, tag].append(request)
-            self._tell(dest, _FRAME, tag, slab.serial, slab.fd, buf.ctypes.data - slab.start, buf.size)
+            self._tell(dest, _FRAME, tag, *place, buf.size)
         return request
 
     def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
@@ -135,13 +158,20 @@ class SharedMemoryTransport(MpiTransport):
         with self._lock:
             arrivals = self._arrivals.get((source, tag))
             if arrivals:
-                request.data = arrivals.popleft()
+                request.data, request.remote = arrivals.popleft()
                 request.complete = True
                 if not arrivals:
                     del self._arrivals[source, tag]
             else:
                 self._receives[source, tag].append(request)
         return request
+
+    def fetch(self, request: Request, into: np.ndarray) -> None:
+        address, nbytes = request.remote  # type: ignore[attr-defined]
+        if nbytes != into.size:
+            raise FrameError(f"frame: {nbytes} bytes arrived, {into.size} are expected")
+        remote.read(self._pids[request.source], address, into)
+        request.data = into
 
     def release(self, requests: Sequence[Request]) -> None:
         with self._lock:
@@ -183,23 +213,28 @@ class SharedMemoryTransport(MpiTransport):
         if kind == _READ:
             waiting = self._sends.get(route)
             if waiting:  # it may have been cancelled
-                waiting.popleft().complete = True
+                request = waiting.popleft()
+                request.complete = True
+                if request.staged is not None:
+                    self._staging[request.staged.size].append(request.staged)
                 if not waiting:
                     del self._sends[route]
             return
-        slab = self._map(source, serial, fd)
-        if offset + nbytes > slab.size:
-            raise FrameError(f"frame: {nbytes} bytes at {offset} do not lie in the {slab.size} of rank {source}")
-        data = slab[offset : offset + nbytes]
+        data = None
+        if serial != _NO_SLAB:
+            slab = self._map(source, serial, fd)
+            if offset + nbytes > slab.size:
+                raise FrameError(f"frame: {nbytes} bytes at {offset} do not lie in the {slab.size} of rank {source}")
+            data = slab[offset : offset + nbytes]
         receives = self._receives.get(route)
         if receives:
             receive = receives.popleft()
-            receive.data = data
+            receive.data, receive.remote = data, (offset, nbytes)
             receive.complete = True
             if not receives:
                 del self._receives[route]
         else:
-            self._arrivals[route].append(data)
+            self._arrivals[route].append((data, (offset, nbytes)))
 
     def _listen(self, i: int) -> MPI.Request:
         return self._comm.Irecv([self._inboxes[i], MPI.BYTE], self._sources[i], _STREAM_TAG)
@@ -229,12 +264,18 @@ class SharedMemoryTransport(MpiTransport):
                 mapped.popitem(last=False)
         return memory
 
-    def _slab_of(self, buf: np.ndarray) -> _Slab:
+    def _stage(self, buf: np.ndarray) -> np.ndarray:
+        staging = self._staging[buf.size]
+        copy = staging.pop() if staging else self.allocate(buf.size)
+        copy[...] = buf
+        return copy
+
+    def _slab_of(self, buf: np.ndarray) -> _Slab | None:
         address = buf.ctypes.data
         for slab in self._slabs.values():
             if slab.start <= address and address + buf.size <= slab.start + slab.nbytes:
                 return slab
-        raise AssertionError("what is sent lies in memory from allocate()")
+        return None
 
     def _drop(self, slab: _Slab) -> None:
         del self._slabs[slab.serial]

@@ -49,7 +49,7 @@ WRONG = {
     "unknown op": ("allreduce", lambda: (ones(), ones(), "prod"), {"codec": "int8"}, ValueError, "op: prod"),
     "unknown op, no codec": ("allreduce", lambda: (ones(), ones(), "prod"), {}, ValueError, "op: prod"),
     "max with int8": ("allreduce", lambda: (ones(), ones(), "max"), {"codec": "int8"}, ValueError, "op: max.*'int8'"),
-    "min with topk": ("reduce", lambda: (ones(), ones(), "min"), {"codec": "topk"}, ValueError, "op: min.*'topk'"),
+    "min with topk": ("reduce", lambda: (ones(), ones(), "min"), {"codec": "topk"}, ValueError, "op: min.*'topk:ratio"),
     "feedback, no key": ("allreduce", lambda: (ones(), ones()), {"codec": "int4:feedback"}, ValueError, "key: None"),
     "integers": ("allreduce", lambda: (ones(dtype="i4"),) * 1 + (ones(dtype="i4"),), {"codec": "int8"}, TypeError,
                  "dtype: int32.*int8"),

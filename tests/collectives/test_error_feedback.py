@@ -46,9 +46,9 @@ def test_nothing_is_lost(size, codec, algorithm, op):
         totals, residuals = zip(*found, strict=True)
         assert same_bits(*totals)
         true = true_sum(size, count, dtype, op)
-        tolerance = 16 * STEPS * size**2 * UNIT[dtype]
+        tolerance = 8 * STEPS * size * UNIT[dtype] * (size if op == "sum" else 1)
         if count == 1000:
-            assert peak(totals[0] - true) > 100 * tolerance, "the codec loses something to hold"
+            assert peak(totals[0] - true) > 20 * tolerance, "the codec loses something to hold"
         assert peak(totals[0] + still_held(residuals, algorithm, op) - true) <= tolerance
 
 
