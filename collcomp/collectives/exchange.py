@@ -26,7 +26,8 @@ __all__ = ["Exchange", "Incoming", "Outgoing"]
 _LOOK_S = 0.05
 # Every frame between two ranks has a tag of its own, by operation and channel: frames may be sent in another order than
 # they are expected in, and what a failed operation left behind is never taken for another's.
-_CHANNELS = 1 << 12
+_CHANNELS = 1 << 16
+_SEGMENTS_PER_PART = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +120,6 @@ class Exchange:
         self._residual = residual
         self._scratch = scratch
         self._deadline = deadline
-        self._segment = max(codec.block, plan.segment_nbytes // envelope.dtype.itemsize // codec.block * codec.block)
         self._tag = envelope.sequence * _CHANNELS
         self._stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
         # What is under way, and beside each request who waits for it.
@@ -137,10 +137,17 @@ class Exchange:
     # ------------------------------------------------------------------ cutting
 
     def segments(self, part: slice) -> list[slice]:
-        """`part` in pieces of the pipeline unit; one empty piece when it is empty, so that every part has a frame."""
+        """`part` in pieces that overlap on their way; one empty piece when it is empty, so that every part has a frame.
+
+        Sender and receiver both know the part, and so cut it alike.
+        """
         if self.codec.sparse or part.start >= part.stop:
             return [part]
-        return [slice(i, min(i + self._segment, part.stop)) for i in range(part.start, part.stop, self._segment)]
+        smallest, largest = self.transport.segment_nbytes
+        nbytes = (part.stop - part.start) * self.envelope.dtype.itemsize // _SEGMENTS_PER_PART
+        count = min(max(nbytes, smallest), largest) // self.envelope.dtype.itemsize
+        count = max(count // self.codec.block, 1) * self.codec.block
+        return [slice(i, min(i + count, part.stop)) for i in range(part.start, part.stop, count)]
 
     def array(self, count: int) -> np.ndarray:
         """Scratch values of the working dtype, to be given back by `recycle` as soon as may be."""

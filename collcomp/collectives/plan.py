@@ -18,8 +18,6 @@ class Plan:
     algorithm : str
         ``"native"``, ``"direct"``, ``"ring"`` or ``"gathered"``.
     codec : Codec
-    segment_nbytes : int
-        Pipeline unit inside a chunk, in bytes of the user's values.
     order : tuple of int
         Ranks in the order that a ring visits them; rank order when empty.
     reason : str
@@ -28,6 +26,5 @@ class Plan:
 
     algorithm: str
     codec: Codec
-    segment_nbytes: int
     order: tuple[int, ...] = ()
     reason: str = ""

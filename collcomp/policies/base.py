@@ -8,13 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from collcomp.codecs.base import Codec
-from collcomp.collectives import NATIVE, OPS, Plan
+from collcomp.collectives import OPS, Plan
 
 __all__ = ["Call", "Policy", "plan_for"]
-
-_SEGMENTS_PER_CHUNK = 16
-_MIN_SEGMENT_NBYTES = 256 << 10
-_MAX_SEGMENT_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +71,7 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def plan_for(call: Call, codec: Codec, algorithm: str | None = None, reason: str = "") -> Plan:
-    """The plan that uses `codec` for `call`, with the default algorithm and pipeline unit where none is given."""
+    """The plan that uses `codec` for `call`, with the default algorithm where none is given."""
     if algorithm is None:
         algorithm = "gathered" if codec.sparse and call.collective in ("allreduce", "reduce") else "direct"
-    if algorithm == NATIVE:
-        return Plan(NATIVE, codec, call.nbytes, reason=reason)
-    segment = _MAX_SEGMENT_NBYTES
-    if call.op is not None:  # all ranks know the whole message's size; elsewhere two ranks know their block at most
-        segment = min(max(call.nbytes // call.size // _SEGMENTS_PER_CHUNK, _MIN_SEGMENT_NBYTES), segment)
-    return Plan(algorithm, codec, segment, reason=reason)
+    return Plan(algorithm, codec, reason=reason)

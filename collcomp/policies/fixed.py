@@ -34,7 +34,7 @@ class Fixed:
     def plan(self, call: Call) -> Plan:
         """The plan of `call`."""
         if self.codec is None:
-            return Plan(NATIVE, Identity(), call.nbytes)
+            return Plan(NATIVE, Identity())
         if not call.uniform:
             reason = "ranks do not know each other's sizes; name a codec in the call"
         elif call.nbytes < self.min_nbytes:
@@ -44,5 +44,5 @@ class Fixed:
         else:
             reason = unsuited(call, self.codec) or ""
         if reason:
-            return Plan(NATIVE, Identity(), call.nbytes, reason=reason)
+            return Plan(NATIVE, Identity(), reason=reason)
         return plan_for(call, self.codec, self.algorithm)

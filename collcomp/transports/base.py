@@ -31,6 +31,8 @@ class Transport(ABC):
     ----------
     rank, size : int
         This rank, and how many there are.
+    segment_nbytes : tuple of int
+        Smallest and largest piece, in bytes of the user's values, that a long message should be cut into.
     window : float
         How many frames to one rank an operation should have under way: over shared links, flows that run dry at the
         same time leave none to finish alone.
@@ -41,6 +43,7 @@ class Transport(ABC):
 
     rank: int
     size: int
+    segment_nbytes: tuple[int, int] = (64 << 10, 1 << 20)
     window: float = math.inf
     shares_memory: bool = False
 

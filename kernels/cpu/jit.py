@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 
 __all__ = ["INLINED", "inlined", "kernel", "source_stamp"]
 
@@ -29,18 +32,31 @@ def source_stamp(folder: Path) -> str:
 _STAMP = source_stamp(Path(__file__).parent)
 
 
-def kernel(function: Callable) -> Any:
-    """Compile `function` when it is called with new types, and cache the result where numba may write.
+class _Cache(FunctionCache):
+    """numba's cache on disk, safe for kernels in several files and for several processes.
 
     numba drops a cached kernel when its own file changes, but not when a helper in another file does: all kernels
-    therefore carry the digest of all sources.
+    therefore carry the digest of all sources. And numba saves an index and then the code that it points to without a
+    lock: two processes that compile different types of one kernel at once could each be given the other's code for ever.
     """
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _STAMP
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+        with open(Path(self._cache_path, "collcomp.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(signature, data)
+
+
+def kernel(function: Callable) -> Any:
+    """Compile `function` when it is called with new types, and cache the result where numba may write."""
     dispatcher = numba.njit(**_OPTIONS)(function)
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        return dispatcher
-    dispatcher._cache._cache_file._source_stamp = _STAMP
+    # RuntimeError: neither the package's folder nor the user's cache folder can be written.
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
     return dispatcher
 
 
