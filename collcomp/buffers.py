@@ -160,9 +160,9 @@ def _from_spec(spec: Sequence[Any], name: str, writable: bool, parts: int) -> Bu
             buffer.flat = buffer.flat.view(dtype)
     if len(rest) > 2:
         raise ValueError(f"{name}: a buffer spec has at most four items, got {len(spec)}")
-    if len(rest) == 1 and _is_vector(rest[0]) and len(rest[0]) == 2:
-        if isinstance(rest[0], tuple) or any(_is_vector(part) for part in rest[0]):
-            rest = list(rest[0])  # (count, displacement), or (counts, displacements), as one item
+    pair = rest[0] if len(rest) == 1 and _is_vector(rest[0]) and len(rest[0]) == 2 else ()
+    if (pair and isinstance(pair, tuple)) or any(_is_vector(part) for part in pair):
+        rest = list(pair)  # (count, displacement), or (counts, displacements), as one item
     counts, displs = [*rest, None, None][:2]
     if not _is_vector(counts) and not _is_vector(displs):
         displ = int(displs or 0)

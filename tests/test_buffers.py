@@ -1,6 +1,7 @@
 """Whatever users pass becomes a flat typed view of the same memory."""
 
 import array
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -138,7 +139,7 @@ def _locked(x):
 @pytest.mark.parametrize("kind", READ_ONLY)
 def test_read_only_is_refused_for_writing(kind):
     as_buffer(READ_ONLY[kind](), "recvbuf")
-    with pytest.raises(ValueError, match="recvbuf.*read-only"):
+    with pytest.raises(ValueError, match=r"recvbuf.*read-only"):
         as_buffer(READ_ONLY[kind](), "recvbuf", writable=True)
 
 
@@ -149,8 +150,8 @@ def test_no_buffer(thing):
 
 
 def test_cuda_without_cupy(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
-    with pytest.raises(TypeError, match="sendbuf: .*CUDA.*CuPy"):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(TypeError, match=r"sendbuf: .*CUDA.*CuPy"):
         as_buffer(OnCuda(), "sendbuf")
 
 
@@ -294,7 +295,7 @@ def test_wrong_blocks(spec, says):
 
 
 def test_count_on_gaps():
-    with pytest.raises(ValueError, match="buf: .*contiguous"):
+    with pytest.raises(ValueError, match=r"buf: .*contiguous"):
         as_buffer([ramp()[::2], 3], "buf", writable=True)
 
 

@@ -1,5 +1,8 @@
 """The header is read back as it was written, or refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,9 +87,6 @@ def test_random_bytes(junk):
 @given(st.binary(min_size=60, max_size=60))
 def test_random_header_with_a_right_checksum(junk):
     """Somebody who computes checksums may still write nonsense."""
-    import struct
-    import zlib
-
     body = b"CCF1" + junk[4:]
     buffer = np.frombuffer(body + struct.pack("<I", zlib.crc32(body)) + b"payload", np.uint8)
     try:
@@ -107,7 +107,7 @@ def test_huge_sizes_allocate_nothing(nbytes):
 
 @pytest.mark.parametrize("dtype", ["c8", "U4", "M8[s]", "f4,f4", "O"])
 def test_dtypes_that_cannot_travel(dtype):
-    with pytest.raises(TypeError, match="dtype: .*cannot travel"):
+    with pytest.raises(TypeError, match=r"dtype: .*cannot travel"):
         dtype_code(np.dtype(dtype))
 
 

@@ -1,7 +1,7 @@
 """Operations leave records in a ring; totals count all."""
 
 import pytest
-from helpers import F32, operands, run
+from helpers import F32, operands, run, through
 
 from collcomp import Record, Records
 
@@ -38,7 +38,8 @@ def test_totals_survive_the_wrap(count, read_between):
     for codec, calls in (("int4", (count + 1) // 2), ("int8", count // 2)):
         if calls:
             total = totals["allreduce", "direct", codec]
-            assert (total.calls, total.nbytes, total.wire_nbytes, total.raw_nbytes) == (calls, 10 * calls, 3 * calls, 9 * calls)
+            assert (total.calls, total.nbytes) == (calls, 10 * calls)
+            assert (total.wire_nbytes, total.raw_nbytes) == (3 * calls, 9 * calls)
             assert total.seconds == 0.5 * calls
 
 
@@ -80,8 +81,6 @@ def test_error_norm_is_what_encoding_lost(codec):
         x = operands(comm.size, 5000)[comm.rank]
         comm.allreduce(x, result := x.copy(), codec=codec, key="w", algorithm="gathered")
         return comm.records[-1].error_norm, result.astype(float)
-
-    from helpers import through
 
     found = run(3, program, measure_error=True)
     for x, (norm, _) in zip(operands(3, 5000), found, strict=True):

@@ -1,5 +1,7 @@
 """Frame memory is aligned, never handed out twice at a time, and used again."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,9 +31,7 @@ def test_aligned_and_of_the_size_asked_for(nbytes):
 
 @given(
     st.lists(
-        st.one_of(
-            st.tuples(st.just("take"), st.integers(0, 3 << 18)), st.tuples(st.just("give"), st.integers(0, 99))
-        ),
+        st.one_of(st.tuples(st.just("take"), st.integers(0, 3 << 18)), st.tuples(st.just("give"), st.integers(0, 99))),
         max_size=40,
     )
 )
@@ -45,7 +45,7 @@ def test_pieces_in_use_never_overlap(steps):
         elif held:
             scratch.give(held.pop(number % len(held)))
         ranges = sorted((piece.ctypes.data, piece.ctypes.data + piece.size) for piece in held if piece.size)
-        assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
 
 
 def test_given_back_is_next():

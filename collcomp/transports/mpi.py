@@ -25,10 +25,11 @@ _SLEEP_S = 50e-6
 class MpiRequest:
     """A send or receive that MPI has under way."""
 
-    __slots__ = ("data", "handle", "source", "tag")
+    __slots__ = ("data", "handle", "sends", "source", "tag")
 
-    def __init__(self, handle: MPI.Request, buf: np.ndarray) -> None:
+    def __init__(self, handle: MPI.Request, buf: np.ndarray, sends: bool = False) -> None:
         self.handle = handle
+        self.sends = sends
         self.data = buf  # cut to what arrived when complete; kept alive until then
         self.source = self.tag = -1
 
@@ -55,7 +56,7 @@ class MpiTransport(Transport):
         self._notices: dict[int, tuple[int, str]] = {}
 
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
-        return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf)
+        return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf, sends=True)
 
     def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
         assert buf is not None
@@ -103,7 +104,8 @@ class MpiTransport(Transport):
         for request in requests:
             handle = request.handle  # type: ignore[attr-defined]
             if handle != MPI.REQUEST_NULL:
-                handle.Cancel()
+                if not request.sends:  # type: ignore[attr-defined]
+                    handle.Cancel()  # MPI-4 deprecates cancelling sends, and MPICH crashes on it
                 self._unfinished.append(request)  # type: ignore[arg-type]
 
     def notify(self, sequence: int, text: str) -> None:

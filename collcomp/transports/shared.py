@@ -87,8 +87,8 @@ class SharedMemoryTransport(MpiTransport):
         Its messages are the transport's alone.
     """
 
-    # A segment costs some 50 us of Python; memory moves that many bytes in less.
-    segment_nbytes = (1 << 20, 4 << 20)
+    # Nothing is gained by overlapping copies between cores that are busy anyway; each segment costs a wait.
+    segment_nbytes = (8 << 20, 8 << 20)
     window = math.inf
     shares_memory = True
 

@@ -48,7 +48,9 @@ def cases(size, codec):
     """Every count with every dtype; ops and in-place take turns, so that every pair of them occurs."""
     ops = ("sum", "avg", "max", "min") if codec in ORDERED else ("sum", "avg")
     turns = itertools.cycle(itertools.product(ops, (False, True)))
-    for (count, dtype), (op, in_place) in zip(itertools.product(COUNTS, FLOATS), itertools.islice(turns, size, None)):
+    for (count, dtype), (op, in_place) in zip(
+        itertools.product(COUNTS, FLOATS), itertools.islice(turns, size, None), strict=False
+    ):
         yield count, dtype, op, in_place
 
 

@@ -149,10 +149,10 @@ def test_wrong_root_buffer_of_those_that_only_wait():
 
     def program(comm):
         if comm.rank == 0:
-            with pytest.raises(ValueError, match="buf: .*read-only"):
+            with pytest.raises(ValueError, match=r"buf: .*read-only"):
                 comm.bcast(locked(), 0, codec="int8")
         else:
-            with pytest.raises(FrameError, match="rank 0 gave up .*ValueError: buf: the buffer is read-only"):
+            with pytest.raises(FrameError, match=r"rank 0 gave up .*ValueError: buf: the buffer is read-only"):
                 comm.bcast(ones(), 0, codec="int8")
 
     assert outcomes(4, program) == [None] * 4

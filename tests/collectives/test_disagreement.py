@@ -120,11 +120,11 @@ def test_a_rank_that_never_comes(codec, name):
 
     def program(comm):
         if comm.rank == 2:
-            return None
+            return
         args = {"allreduce": (np.ones(5, F32), np.ones(5, F32)), "bcast": (np.ones(5, F32), 2)}
         args["gather"] = (np.ones(5, F32), np.ones(15, F32), 0)
         getattr(comm, name)(*args[name], codec=codec)
-        return None
+        return
 
     found = outcomes(3, program, deadline=0.5)
     assert any(isinstance(error, DeadlineError) for error in found)

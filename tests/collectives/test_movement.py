@@ -56,7 +56,7 @@ def test_bcast(size, codec):
         return found
 
     found, again = run(size, program), run(size, program)
-    for i, (count, dtype, root) in enumerate(calls):
+    for i, (count, dtype, _) in enumerate(calls):
         results = [results[i] for results in found]
         assert same_bits(*results, again[0][i]), calls[i]
         given = block(0, 0, count, dtype)

@@ -184,7 +184,7 @@ def test_persistent_under_way_is_not_started_again():
         persistent = comm.allreduce_init(x, np.empty_like(x), codec="int8")
         if comm.rank == 0:
             persistent.start()
-            with pytest.raises(ValueError, match="start: .*under way"):
+            with pytest.raises(ValueError, match=r"start: .*under way"):
                 persistent.start()
             called.set()
         else:

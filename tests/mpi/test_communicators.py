@@ -52,7 +52,7 @@ def test_is_one():
 
 
 def test_is_made_of_intracommunicators_only():
-    with pytest.raises(TypeError, match="comm: expected an MPI.Intracomm, got int"):
+    with pytest.raises(TypeError, match=r"comm: expected an MPI\.Intracomm, got int"):
         Comm(3)
 
 
@@ -68,7 +68,7 @@ def test_wrong_settings(options, error):
 def test_duplicates(how, settled):
     info = MPI.Info.Create()
     child = getattr(settled, how)(*([info] if "info" in how else []))
-    if "I" == how[0]:
+    if how[0] == "I":
         child, request = child
         request.Wait()
     check_like(child, settled)

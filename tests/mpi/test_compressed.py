@@ -239,7 +239,7 @@ def test_errors_are_raised_by_wait(linked):
     x = uniform(1000)
     for wait in ("Wait", "Test"):
         request = linked.Iallreduce(x, x.copy(), codec="int8" if RANK else "int4")
-        with pytest.raises(FrameError):
+        with pytest.raises(FrameError):  # noqa: PT012
             while not getattr(request, wait)():
                 pass
     linked.Allreduce(x, recv := np.empty_like(x), codec="int8")
@@ -312,7 +312,7 @@ def test_wrong_on_one_rank(linked):
         with pytest.raises(TypeError, match="dtype: int32"):
             linked.Allreduce(np.ones(5, "i"), np.ones(5, "i"), codec="int8")
     else:
-        with pytest.raises(FrameError, match="rank 0 gave up .*TypeError: dtype: int32"):
+        with pytest.raises(FrameError, match=r"rank 0 gave up .*TypeError: dtype: int32"):
             linked.Allreduce(x, x.copy(), codec="int8")
     linked.Allreduce(x, recv := np.empty_like(x), codec="int8")
     check_same_everywhere(recv)

@@ -91,7 +91,7 @@ def test_what_does_not_fit(comm, count, dtype, codec, blocking):
     """Too long for the buffer, another dtype, another codec: FrameError, and the next message arrives."""
     request = comm.Isend(uniform(1000), RIGHT, 1, codec="int8")
     recv = np.zeros(count, dtype)
-    with pytest.raises(FrameError):
+    with pytest.raises(FrameError):  # noqa: PT012
         if blocking:
             comm.Recv(recv, LEFT, 1, codec=codec)
         else:

@@ -27,11 +27,6 @@ def at_root(make):
     return make() if RANK == ROOT else None
 
 
-def mirrored(count):
-    """A sum that is no operation of ours."""
-    return MPI.Op.Create(lambda a, b, _: np.frombuffer(b, "d").__iadd__(np.frombuffer(a, "d")) is None, commute=True)
-
-
 # Method, and what makes its arguments; the last buffer of them is compared (all are, where several change).
 CALLS = {
     "sum": ("Allreduce", lambda: (data(N), zeros(N))),

@@ -1,0 +1,100 @@
+"""Which codec and algorithm a call gets."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import BF16, F16, F32, F64
+
+from collcomp.codecs import CODECS, Identity, as_codec
+from collcomp.policies import Call, Fixed, is_float, plan_for, unsuited
+
+
+def call(collective="allreduce", nbytes=1 << 20, dtype=F32, op="sum", size=4, **more):
+    return Call(collective, nbytes, np.dtype(dtype), op, size, **more)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_floats(dtype):
+    assert is_float(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u1", "?", "c8", "U3", "O"])
+def test_no_floats(dtype):
+    assert not is_float(np.dtype(dtype))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_lossy_codecs_are_for_floats(name):
+    codec = as_codec(name)
+    for dtype in ("i4", "?", "c8"):
+        assert (unsuited(call(dtype=dtype), codec) is None) == codec.lossless
+    assert unsuited(call(), codec) is None
+    assert unsuited(call(dtype=ml_dtypes.bfloat16), codec) is None
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("op", ["max", "min"])
+def test_order_is_for_codecs_that_keep_it(name, op):
+    reason = unsuited(call(op=op), as_codec(name))
+    assert (reason is None) == (name in ("identity", "fp16", "bf16"))
+
+
+def test_unknown_op():
+    assert "op: prod" in unsuited(call(op="prod"), Identity())
+
+
+def test_no_codec_is_native():
+    plan = Fixed().plan(call())
+    assert (plan.algorithm, plan.reason) == ("native", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"nbytes": 65535}, "65535 bytes are fewer than min_nbytes=65536"),
+        ({"uniform": False}, "sizes"),
+        ({"dtype": "i4"}, "dtype: int32"),
+        ({"op": "prod"}, "op: prod"),
+        ({"op": "max"}, "op: max"),
+    ],
+)
+def test_native_for_a_reason(given, reason):
+    plan = Fixed(as_codec("int8")).plan(call(**given))
+    assert plan.algorithm == "native"
+    assert reason in plan.reason
+
+
+@pytest.mark.parametrize("nbytes", [65536, 1 << 30])
+def test_the_codec_otherwise(nbytes):
+    plan = Fixed(as_codec("int8")).plan(call(nbytes=nbytes))
+    assert (plan.algorithm, plan.codec, plan.reason) == ("direct", as_codec("int8"), "")
+
+
+def test_feedback_needs_a_key():
+    policy = Fixed(as_codec("int4:feedback"))
+    assert "key" in policy.plan(call()).reason
+    assert policy.plan(call(key="w")).algorithm == "direct"
+    assert policy.plan(call("bcast", op=None)).algorithm == "direct"
+
+
+@pytest.mark.parametrize(
+    ("collective", "op", "algorithm"),
+    [("allreduce", "sum", "gathered"), ("reduce", "sum", "gathered"), ("reduce_scatter", "sum", "direct"),
+     ("bcast", None, "direct"), ("allgather", None, "direct")],
+)  # fmt: skip
+def test_sparse_sums_are_gathered(collective, op, algorithm):
+    assert plan_for(call(collective, op=op), as_codec("topk")).algorithm == algorithm
+
+
+def test_algorithm_of_the_callers_choice():
+    assert plan_for(call(), as_codec("int8"), "ring").algorithm == "ring"
+    assert Fixed(as_codec("int8"), algorithm="ring").plan(call()).algorithm == "ring"
+
+
+def test_a_rank_that_knows_its_own_block_only_decides_the_same():
+    """Where sizes differ between ranks, nothing may follow from this rank's own."""
+    policy = Fixed(as_codec("int8"))
+    for collective in ("gather", "scatter", "alltoall"):
+        plans = {policy.plan(call(collective, n, op=None, uniform=False)).algorithm for n in (1, 1 << 30)}
+        assert len(plans) == 1
+        assert len({plan_for(call(collective, n, op=None), as_codec("int8")) for n in (1, 1 << 30)}) == 1
