@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mpi4py import MPI
 
@@ -56,7 +56,7 @@ class Request(MPI.Grequest):
         background.future.add_done_callback(lambda future: request.Complete())
         return request
 
-    def Wait(self, status: MPI.Status | None = None) -> bool:
+    def Wait(self, status: MPI.Status | None = None) -> Literal[True]:
         self.background.wait()
         return super().Wait(status)
 
@@ -123,6 +123,10 @@ class Comm(MPI.Intracomm):
     """
 
     records: Records
+    _settings: dict[str, Any]
+    _native: bool
+    _engine: Communicator | None
+    _mail: Messages | None
 
     def __new__(
         cls,
@@ -147,8 +151,8 @@ class Comm(MPI.Intracomm):
             "records": self.records,
         }
         self._native = codec is None
-        self._engine: Communicator | None = None
-        self._mail: Messages | None = None
+        self._engine = None
+        self._mail = None
         return self
 
     # ------------------------------------------------------------------ reductions
@@ -208,7 +212,7 @@ class Comm(MPI.Intracomm):
         native = _Intracomm.Ireduce_scatter_block
         return self._start("reduce_scatter", native, (sendbuf, recvbuf, op), (sendbuf, recvbuf, None, op), how)
 
-    def Allreduce_init(
+    def Allreduce_init(  # type: ignore[override]
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, **how: Any
     ) -> MPI.Prequest | PersistentRequest:
         if self._native and not how:
@@ -427,7 +431,7 @@ class Comm(MPI.Intracomm):
         if unknown:
             raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
         average = how.get("average", False)
-        words = []
+        words: list[Any] = []
         for arg in args:
             if isinstance(arg, MPI.Op):
                 op = _OPS.get(arg.handle, "an operation of MPI's own")
@@ -465,10 +469,10 @@ class Comm(MPI.Intracomm):
             self._mail = Messages(MpiTransport(self), self._settings["deadline"], self.records)
         return self._mail
 
-    def _like_this(self, comm: MPI.Intracomm) -> Comm:
+    def _like_this(self, comm: MPI.Comm) -> Comm:
         return Comm(comm, **self._settings)
 
-    def _like_these(self, pair: tuple[MPI.Intracomm, MPI.Request]) -> tuple[Comm, MPI.Request]:
+    def _like_these(self, pair: tuple[MPI.Comm, MPI.Request]) -> tuple[Comm, MPI.Request]:
         return self._like_this(pair[0]), pair[1]
 
 

@@ -62,7 +62,9 @@ def run_program(
 
     world = MPI.COMM_WORLD
     records = Records()
-    MPI.COMM_WORLD = Comm(world, codec=chosen, min_nbytes=min_nbytes, records=records)
+    MPI.COMM_WORLD = Comm(  # type: ignore[misc]
+        world, codec=chosen, min_nbytes=min_nbytes, records=records
+    )
     sys.argv = [program, *arguments]
     status = 0
     try:

@@ -40,7 +40,7 @@ def from_config(config: dict[str, Any]) -> Codec:
     """The codec that `Codec.get_config` described."""
     parameters = dict(config)
     name = parameters.pop("codec", None)
-    cls = CODECS.get(name)  # type: ignore[arg-type]
+    cls = CODECS.get(name)
     if cls is None:
         raise ValueError(f"codec: unknown codec {name!r}; known: {', '.join(CODECS)}")
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ class Exchange:
         measure_error: bool = False,
     ) -> None:
         self.transport = transport
-        self.codec = codec = plan.codec
+        self.codec = plan.codec
         self.order = plan.order or tuple(range(transport.size))
         self.envelope = envelope
         self.rank = transport.rank
@@ -315,7 +315,7 @@ class Exchange:
     def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:
         """Send a frame on, as it came."""
         if isinstance(dests, int) or dests:
-            parts = tuple(request.data for request in incoming.requests)
+            parts = _data(incoming)
             memory: tuple[np.ndarray, ...] = ()
             if self.transport.shares_memory:  # the sender may use its memory again as soon as this rank has read it
                 memory = tuple(self._scratch.take(part.size) for part in parts)
@@ -340,7 +340,7 @@ class Exchange:
             for part, request in enumerate(incoming.requests):
                 if request.data is None:
                     self.transport.fetch(request, self._room(incoming, part))
-            frame = Frame.read(*(request.data for request in incoming.requests))
+            frame = Frame.read(*_data(incoming))
             if frame.sequence != self.envelope.sequence:
                 raise FrameError(
                     f"frame: belongs to operation {frame.sequence}, this rank is at {self.envelope.sequence}"
@@ -412,6 +412,10 @@ class Exchange:
                     if one.landed is not None:
                         self._scratch.give(one.landed)
         return bool(done)
+
+
+def _data(incoming: Incoming) -> tuple[np.ndarray, ...]:
+    return tuple(request.data for request in incoming.requests if request.data is not None)
 
 
 class _GivenUpElsewhereError(FrameError):

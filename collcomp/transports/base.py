@@ -19,9 +19,12 @@ class Request(Protocol):
     and `tag` where they came from.
     """
 
-    data: np.ndarray | None
     source: int
     tag: int
+
+    @property
+    def data(self) -> np.ndarray | None:
+        """What arrived."""
 
 
 class Transport(ABC):

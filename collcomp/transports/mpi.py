@@ -43,7 +43,7 @@ class MpiTransport(Transport):
         Tags of its messages are the transport's alone, except where two transports of one user share it on purpose.
     """
 
-    window = 3
+    window: float = 3
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm

@@ -22,12 +22,10 @@ class _Piece(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
 
 
-try:
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _process_vm_readv = _libc.process_vm_readv
+_libc = ctypes.CDLL(None, use_errno=True)
+_process_vm_readv = getattr(_libc, "process_vm_readv", None)  # Linux only
+if _process_vm_readv is not None:
     _process_vm_readv.restype = ctypes.c_ssize_t
-except (AttributeError, OSError):
-    _process_vm_readv = None
 
 
 def allow_reading() -> None:

@@ -37,7 +37,7 @@ class _Cache(FunctionCache):
 
     numba drops a cached kernel when its own file changes, but not when a helper in another file does: all kernels
     therefore carry the digest of all sources. And numba saves an index and then the code that it points to without a
-    lock: two processes that compile different types of one kernel at once could each be given the other's code for ever.
+    lock: of two processes that compile different types of one kernel at once, one could be given the other's code.
     """
 
     def __init__(self, function: Callable) -> None:

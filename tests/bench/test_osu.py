@@ -80,7 +80,7 @@ def test_codecs(text, codecs):
     ("argv", "words"),
     [
         (["allreduce", "--codec", "int8,zfp"], ["--codec", "zfp"]),
-        (["allreduce", "--codec", "int8:blok=3"], ["--codec", "blok"]),
+        (["allreduce", "--codec", "int8:size=3"], ["--codec", "size"]),
         (["allreduce", "--codec", "int4:feedback"], ["--codec", "int4:feedback"]),
         (["allreduce", "--sizes", "9x"], ["--sizes", "9x"]),
         (["alltoall", "--sizes", "8"], ["--sizes", "8"]),

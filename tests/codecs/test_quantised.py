@@ -141,7 +141,7 @@ def test_frames_are_small(cls, limit):
         (TypeError, "block", 256.0),
         (TypeError, "block", True),
         (TypeError, "block", "256"),
-        (ValueError, "rounding", "neares"),
+        (ValueError, "rounding", "up"),
         (ValueError, "rounding", None),
         (ValueError, "seed", -1),
         (TypeError, "seed", 0.5),
