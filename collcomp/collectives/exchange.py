@@ -322,6 +322,8 @@ class Exchange:
                 for copy, part in zip(memory, parts, strict=True):
                     copy[...] = part
                 parts = memory
+            else:
+                incoming.landed = None  # it is still being sent when this frame's action is over
             self.send(Outgoing(parts, memory, incoming.count), dests, channel)
 
     def _room(self, incoming: Incoming, part: int) -> np.ndarray:

@@ -88,7 +88,7 @@ class SharedMemoryTransport(MpiTransport):
     """
 
     # Nothing is gained by overlapping copies between cores that are busy anyway; each segment costs a wait.
-    segment_nbytes = (8 << 20, 8 << 20)
+    segment_nbytes = (16 << 20, 16 << 20)
     window = math.inf
     shares_memory = True
 
@@ -169,7 +169,8 @@ class SharedMemoryTransport(MpiTransport):
         return request
 
     def fetch(self, request: Request, into: np.ndarray) -> None:
-        address, nbytes = request.remote  # type: ignore[attr-defined]
+        assert isinstance(request, _SharedRequest)
+        address, nbytes = request.remote
         if nbytes != into.size:
             raise FrameError(f"frame: {nbytes} bytes arrived, {into.size} are expected")
         remote.read(self._pids[request.source], address, into)
