@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from collcomp.codecs import Codec, as_codec
 from collcomp.collectives import Exchange
 from collcomp.diagnosis import Records
@@ -89,6 +91,7 @@ class Communicator:
         # One thread: nonblocking collectives are done in the order in which they were called.
         self._background: ThreadPoolExecutor | None = None
         self._scratch: list[Scratch] = []
+        self._abandoned: list[Scratch] = []
 
     # ------------------------------------------------------------------ collectives
 
@@ -253,10 +256,12 @@ class Communicator:
             measure_error=self.measure_error,
         )
         try:
-            operation.algorithm(exchange, *operation.args)
-            exchange.finish()
+            with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are infinite, as MPI's are
+                operation.algorithm(exchange, *operation.args)
+                exchange.finish()
         except BaseException as error:
-            exchange.abandon(error)  # its scratch memory is lost: transfers may still be reading it
+            exchange.abandon(error)
+            self._abandoned.append(scratch)  # other ranks may still be reading it
             raise
         scratch.reset()
         self._scratch.append(scratch)

@@ -95,7 +95,6 @@ class Messages:
         request = self._transport.irecv(memory, source, tag)
 
         def complete() -> Received:
-            assert request.data is not None  # a mailbox moves bytes itself
             frame = Frame.read(request.data)
             if frame.count > buffer.flat.size:
                 raise FrameError(f"count: the message has {frame.count} elements, the buffer {buffer.flat.size}")

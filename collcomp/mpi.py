@@ -28,6 +28,7 @@ __all__ = ["Comm", "PersistentRequest", "Request"]
 
 _Intracomm = MPI.Intracomm
 _Allreduce = MPI.Intracomm.Allreduce
+_WORLD = MPI.Intracomm(MPI.COMM_WORLD)
 _now = time.perf_counter
 _OPS = {MPI.SUM.handle: "sum", MPI.MAX.handle: "max", MPI.MIN.handle: "min"}
 
@@ -347,6 +348,10 @@ class Comm(MPI.Intracomm):
 
     # ------------------------------------------------------------------ communicators from this one
 
+    def __reduce__(self) -> Any:
+        # Where this is MPI.COMM_WORLD, it is pickled as that, whatever that is in the process that loads it.
+        return (_world, ()) if self == _WORLD else super().__reduce__()
+
     def Dup(self, info: MPI.Info | None = None) -> Comm:
         return self._like_this(_Intracomm.Dup(self, info))
 
@@ -476,6 +481,10 @@ class Comm(MPI.Intracomm):
         return self._like_this(pair[0]), pair[1]
 
 
+def _world() -> MPI.Intracomm:
+    return MPI.COMM_WORLD
+
+
 def _fill(status: MPI.Status | None, received: Received) -> None:
     if status is not None:
         status.Set_source(received.source)
@@ -496,8 +505,8 @@ def _nbytes(*bufs: Any) -> int:
         if nbytes is not None:
             return nbytes
         data = buf[0] if isinstance(buf, (list, tuple)) and buf else buf
-        if hasattr(data, "__dlpack__") and not hasattr(data, "nbytes"):
-            continue  # its producer would have to make a capsule, which only MPI itself is to ask for
+        if hasattr(data, "__cuda_array_interface__") or (hasattr(data, "__dlpack__") and not hasattr(data, "nbytes")):
+            continue  # only MPI itself is to ask for a device's memory, or for a capsule
         if buf is not None and buf is not MPI.IN_PLACE:
             try:
                 return as_buffer(buf, "buf").flat.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -88,8 +89,7 @@ class Watcher:
     transport : Transport
     """
 
-    # A new transfer is noticed within this time, while others are waited for.
-    _LOOK_S = 1e-3
+    _LOOK_S = 2e-4
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -114,17 +114,12 @@ class Watcher:
                     self._looking = False
                     return
                 watched = list(self._transfers)
-            try:
-                over = [watched[i] for i in self._transport.wait_some([w.transfer for w in watched], self._LOOK_S)]
-            except Exception as error:  # which of them it was cannot be told
-                over = watched
-                for one in over:
-                    one.future.set_exception(error)
-            else:
-                for one in over:
-                    one.finish()
+            # One by one, so that what is wrong with one is not told of another.
+            over = [one for one in watched if one.look(self._transport)]
             with self._lock:
                 self._transfers = [one for one in self._transfers if one not in over]
+            if not over:
+                time.sleep(self._LOOK_S)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,8 +128,12 @@ class _Watched:
     complete: Callable[[], Any]
     future: Future[Any] = field(default_factory=Future)
 
-    def finish(self) -> None:
+    def look(self, transport: Transport) -> bool:
+        """Whether the transfer is over; if so, it is completed."""
         try:
+            if not transport.wait_some([self.transfer], 0.0):
+                return False
             self.future.set_result(self.complete())
         except Exception as error:
             self.future.set_exception(error)
+        return True

@@ -272,8 +272,6 @@ class Exchange:
             kept[...] = values
         head = self._scratch.take(HEADER_NBYTES)
         self.codec.write_header(head, envelope, values.size, values.nbytes)
-        if not values.size:
-            return Outgoing((head,), (head,), 0)
         return Outgoing((head, values.view(np.uint8)), (head,), values.size)
 
     # ------------------------------------------------------------------ receiving
@@ -287,8 +285,7 @@ class Exchange:
         """
         fits = into is not None and into.dtype == self.envelope.dtype
         one = Incoming(source, count, self.envelope.total if total is None else total, [], into if fits else None)
-        for part in range(2 if self.codec.verbatim and count else 1):
-            buffer = None if self.transport.shares_memory else self._room(one, part)
+        for buffer in self._rooms(one):
             one.requests.append(self.transport.irecv(buffer, source, self._tag + channel))
         return one
 
@@ -314,35 +311,35 @@ class Exchange:
 
     def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:
         """Send a frame on, as it came."""
-        if isinstance(dests, int) or dests:
-            parts = _data(incoming)
-            memory: tuple[np.ndarray, ...] = ()
-            if self.transport.shares_memory:  # the sender may use its memory again as soon as this rank has read it
-                memory = tuple(self._scratch.take(part.size) for part in parts)
-                for copy, part in zip(memory, parts, strict=True):
-                    copy[...] = part
-                parts = memory
-            else:
-                incoming.landed = None  # it is still being sent when this frame's action is over
-            self.send(Outgoing(parts, memory, incoming.count), dests, channel)
+        if not isinstance(dests, int) and not dests:
+            return
+        parts = [request.data for request in incoming.requests]
+        memory: tuple[np.ndarray, ...] = ()
+        if self.transport.shares_memory:  # its sender may use that memory again as soon as this rank has read it
+            copy = self._scratch.take(parts[0].size)
+            copy[...] = parts[0]
+            parts[0], memory = copy, (copy,)
+        incoming.landed = None  # it is still being sent when this frame's action is over
+        self.send(Outgoing(tuple(parts), memory, incoming.count), dests, channel)
 
-    def _room(self, incoming: Incoming, part: int) -> np.ndarray:
-        """Memory for what arrives: a frame, or the header and then the values of a verbatim one."""
+    def _rooms(self, incoming: Incoming) -> list[np.ndarray | None]:
+        """Memory for what arrives: a frame, or the header and the values of a verbatim one."""
+        if self.transport.shares_memory:
+            first = None
+        elif self.codec.verbatim:
+            first = self._scratch.take(HEADER_NBYTES)
+        else:
+            first = self._scratch.take(self.codec.max_encoded_nbytes(incoming.count, self.envelope.dtype))
         if not self.codec.verbatim:
-            return self._scratch.take(self.codec.max_encoded_nbytes(incoming.count, self.envelope.dtype))
-        if part == 0:
-            return self._scratch.take(HEADER_NBYTES)
+            return [first]
         if incoming.into is None:
             incoming.landed = self._scratch.take(incoming.count * self.envelope.dtype.itemsize)
-            return incoming.landed
-        return incoming.into.view(np.uint8)
+            return [first, incoming.landed]
+        return [first, incoming.into.view(np.uint8)]
 
     def _check(self, incoming: Incoming) -> Frame:
         try:
-            for part, request in enumerate(incoming.requests):
-                if request.data is None:
-                    self.transport.fetch(request, self._room(incoming, part))
-            frame = Frame.read(*_data(incoming))
+            frame = Frame.read(*(request.data for request in incoming.requests))
             if frame.sequence != self.envelope.sequence:
                 raise FrameError(
                     f"frame: belongs to operation {frame.sequence}, this rank is at {self.envelope.sequence}"
@@ -414,10 +411,6 @@ class Exchange:
                     if one.landed is not None:
                         self._scratch.give(one.landed)
         return bool(done)
-
-
-def _data(incoming: Incoming) -> tuple[np.ndarray, ...]:
-    return tuple(request.data for request in incoming.requests if request.data is not None)
 
 
 class _GivenUpElsewhereError(FrameError):

@@ -15,15 +15,14 @@ __all__ = ["Request", "Transport"]
 class Request(Protocol):
     """One send or receive under way.
 
-    Once a receive is complete, `data` (uint8) are the bytes that arrived (None: they are still to be fetched), `source`
-    and `tag` where they came from.
+    Once a receive is complete, `data` (uint8) are the bytes that arrived, `source` and `tag` where they came from.
     """
 
     source: int
     tag: int
 
     @property
-    def data(self) -> np.ndarray | None:
+    def data(self) -> np.ndarray:
         """What arrived."""
 
 
@@ -40,8 +39,8 @@ class Transport(ABC):
         How many frames to one rank an operation should have under way: over shared links, flows that run dry at the
         same time leave none to finish alone.
     shares_memory : bool
-        Receivers read where the sender wrote, best where that is memory from `allocate`: receives take no buffer,
-        `fetch` gets what cannot be read in place, and what arrived is to be given back by `release`.
+        What is sent from memory of `allocate` is read there by its receivers: they give no buffer for it, and give it
+        back by `release`.
     """
 
     rank: int
@@ -54,16 +53,6 @@ class Transport(ABC):
         """Memory (uint8) for what is to be sent."""
         return np.empty(nbytes, np.uint8)
 
-    def fetch(self, request: Request, into: np.ndarray) -> None:
-        """Copy the bytes of a completed receive whose `data` is None to `into` (uint8), and let `data` be that.
-
-        Raises
-        ------
-        FrameError
-            When they are not as many as `into` holds.
-        """
-        raise NotImplementedError
-
     def release(self, requests: Sequence[Request]) -> None:  # noqa: B027 - nothing to do for most
         """The data of these completed receives will not be read any more."""
 
@@ -73,7 +62,7 @@ class Transport(ABC):
 
     @abstractmethod
     def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
-        """Start to receive into `buf` (uint8, contiguous; None where memory is shared).
+        """Start to receive into `buf` (uint8, contiguous; None for what is sent from shared memory).
 
         A message that is longer than `buf` is an error of the request.
         """

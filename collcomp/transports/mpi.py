@@ -63,22 +63,20 @@ class MpiTransport(Transport):
         return MpiRequest(self._comm.Irecv([buf, MPI.BYTE], source, self._fold(tag)), buf)
 
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
+        return self._poll(lambda: self._completed(requests), timeout)
+
+    def _completed(self, requests: Sequence[Request]) -> list[int]:
         handles = [request.handle for request in requests]  # type: ignore[attr-defined]
         statuses = self._statuses.pop() if self._statuses else []
         statuses += [MPI.Status() for _ in range(len(handles) - len(statuses))]
-
-        def completed() -> list[int]:
-            try:
-                done = MPI.Request.Testsome(handles, statuses)
-            except MPI.Exception as error:
-                raise _translate(error, statuses) from error
-            if done is None:  # none of them is active
-                return list(range(len(requests)))
-            for i, status in zip(done, statuses, strict=False):
-                self._arrived(requests[i], status)  # type: ignore[arg-type]
-            return done
-
-        done = self._poll(completed, timeout)
+        try:
+            done = MPI.Request.Testsome(handles, statuses)
+        except MPI.Exception as error:
+            raise _translate(error, statuses) from error
+        if done is None:  # none of them is active
+            done = list(range(len(requests)))
+        for i, status in zip(done, statuses, strict=False):
+            self._arrived(requests[i], status)  # type: ignore[arg-type]
         self._statuses.append(statuses)
         return done
 

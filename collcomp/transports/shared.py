@@ -1,9 +1,8 @@
 """Ranks of one machine that read each other's memory.
 
 MPI carries notes of 48 bytes; the frames themselves stay where their sender encoded them, in memory files that the
-receivers map. Values that are sent as they are stay in the program's own memory, which receivers copy from by
-``process_vm_readv``; where the kernel forbids that they are copied to a memory file first. MPI's own path through
-shared memory copies every byte twice.
+receivers map. MPI's own path through shared memory copies every byte twice. Values that are sent as they are still go
+that way: they would have to be copied to a memory file first, and MPI's copies go through the cache.
 """
 
 from __future__ import annotations
@@ -23,18 +22,14 @@ import numpy as np
 from mpi4py import MPI
 
 from collcomp.errors import FrameError, TransportError
-from collcomp.transports import remote
 from collcomp.transports.base import Request
 from collcomp.transports.mpi import MpiTransport
 
 __all__ = ["SharedMemoryTransport", "mpi_transport"]
 
-# Kind, tag; then where the frame is: serial number and file descriptor of the sender's slab, offset, bytes. A frame
-# outside of all slabs has serial number 0, and its address for an offset.
+# Kind, tag; then where the frame is: serial number and file descriptor of the sender's slab, offset, bytes.
 _NOTE = struct.Struct("<QQQQQQ")
-_NO_SLAB = 0
 _FRAME, _READ = 0, 1
-_STREAM_TAG = 0
 _NOTHING = np.empty(0, np.uint8)
 # Slabs of one peer that stay mapped.
 _MAPPED = 8
@@ -61,18 +56,24 @@ class _Slab:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a frame lies in another process's memory."""
+
+    serial: int
+    fd: int
+    offset: int
+    nbytes: int
+
+
 @dataclass(slots=True, eq=False)
 class _SharedRequest:
-    """A send, complete when the receiver has read it; or a receive."""
+    """A send from a slab, complete when the receiver has read it; or its receive."""
 
-    data: np.ndarray | None
+    data: np.ndarray
     source: int
     tag: int
     complete: bool = False
-    #: Address and bytes of what is to be fetched.
-    remote: tuple[int, int] = (0, 0)
-    #: Copy of what was sent, where it has to lie in a slab.
-    staged: np.ndarray | None = None
 
 
 class SharedMemoryTransport(MpiTransport):
@@ -94,16 +95,16 @@ class SharedMemoryTransport(MpiTransport):
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__(comm)
+        self._notice_tag -= 1  # and so all other tags are below it
+        self._stream_tag = self._notice_tag + 1
         self._slabs: dict[int, _Slab] = {}
-        self._serials = itertools.count(_NO_SLAB + 1)
+        self._serials = itertools.count()
         self._mapped: dict[int, OrderedDict[int, np.ndarray]] = {rank: OrderedDict() for rank in range(self.size)}
         self._pids: list[int] = []
         self._lock = threading.Lock()
         self._sends: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
         self._receives: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
-        self._arrivals: dict[tuple[int, int], deque[tuple[np.ndarray | None, tuple[int, int]]]] = defaultdict(deque)
-        self._staging: dict[int, list[np.ndarray]] = defaultdict(list)
-        self._fetches = False
+        self._arrivals: dict[tuple[int, int], deque[_Place]] = defaultdict(deque)
         self._sources = [rank for rank in range(self.size) if rank != self.rank]
         self._inboxes = [bytearray(_NOTE.size) for _ in self._sources]
         self._streams: list[MPI.Request] = []
@@ -118,16 +119,12 @@ class SharedMemoryTransport(MpiTransport):
         assert slab is not None
         # A shaped or separate network means separate machines, whatever the processes could do by other ways.
         network = os.stat("/proc/self/ns/net").st_ino if os.path.exists("/proc/self/ns/net") else 0
-        remote.allow_reading()
-        own = np.frombuffer(token, np.uint8)
-        cards = self._comm.allgather((os.getpid(), network, slab.serial, slab.fd, token, own.ctypes.data))
+        cards = self._comm.allgather((os.getpid(), network, slab.serial, slab.fd, token))
         self._pids = [card[0] for card in cards]
         reachable = all(
-            card[1] == network and self._read(rank, card[2], card[3], 0, len(token)) == card[4]
+            card[1] == network and self._holds(rank, _Place(card[2], card[3], 0, len(token)), card[4])
             for rank, card in enumerate(cards)
         )
-        self._fetches = reachable and all(remote.can_read(card[0], card[5], card[4]) for card in cards)
-        self._fetches = bool(self._comm.allreduce(self._fetches, MPI.LAND))
         connected = bool(self._comm.allreduce(reachable, MPI.LAND))
         if connected:
             self._streams = [self._listen(i) for i in range(len(self._sources))]
@@ -143,49 +140,38 @@ class SharedMemoryTransport(MpiTransport):
         return memory
 
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+        slab = self._slab_of(buf)
+        if slab is None:
+            return super().isend(buf, dest, tag)
         request = _SharedRequest(buf, self.rank, tag)
         with self._lock:
-            slab = self._slab_of(buf)
-            if slab is None and not self._fetches:
-                buf = request.staged = self._stage(buf)
-                slab = self._slab_of(buf)
-            address = buf.ctypes.data
-            place = (_NO_SLAB, 0, address) if slab is None else (slab.serial, slab.fd, address - slab.start)
             self._sends[dest, tag].append(request)
-            self._tell(dest, _FRAME, tag, *place, buf.size)
+            self._tell(dest, _FRAME, tag, slab.serial, slab.fd, buf.ctypes.data - slab.start, buf.size)
         return request
 
     def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
+        if buf is not None:
+            return super().irecv(buf, source, tag)
         request = _SharedRequest(_NOTHING, source, tag)
         with self._lock:
             arrivals = self._arrivals.get((source, tag))
             if arrivals:
-                request.data, request.remote = arrivals.popleft()
-                request.complete = True
+                self._accept(request, arrivals.popleft())
                 if not arrivals:
                     del self._arrivals[source, tag]
             else:
                 self._receives[source, tag].append(request)
         return request
 
-    def fetch(self, request: Request, into: np.ndarray) -> None:
-        assert isinstance(request, _SharedRequest)
-        address, nbytes = request.remote
-        if nbytes != into.size:
-            raise FrameError(f"frame: {nbytes} bytes arrived, {into.size} are expected")
-        remote.read(self._pids[request.source], address, into)
-        request.data = into
-
     def release(self, requests: Sequence[Request]) -> None:
         with self._lock:
             for request in requests:
-                self._tell(request.source, _READ, request.tag)
-
-    def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
-        return self._poll(lambda: self._completed(requests), timeout)
+                if isinstance(request, _SharedRequest):
+                    self._tell(request.source, _READ, request.tag)
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        gone = set(map(id, requests))
+        gone = {id(request) for request in requests if isinstance(request, _SharedRequest)}
+        super().cancel([request for request in requests if id(request) not in gone])
         with self._lock:
             for queues in (self._sends, self._receives):
                 for route in list(queues):
@@ -209,69 +195,65 @@ class SharedMemoryTransport(MpiTransport):
                         self._read_note(self._sources[i], *note)
             except MPI.Exception as error:
                 raise TransportError(f"MPI: {error.Get_error_string()}") from error
-            return [i for i, request in enumerate(requests) if request.complete]  # type: ignore[attr-defined]
+        done = [i for i, request in enumerate(requests) if isinstance(request, _SharedRequest) and request.complete]
+        others = [i for i, request in enumerate(requests) if not isinstance(request, _SharedRequest)]
+        if others:
+            done += [others[i] for i in super()._completed([requests[i] for i in others])]
+        return done
 
-    def _read_note(self, source: int, kind: int, tag: int, serial: int, fd: int, offset: int, nbytes: int) -> None:
+    def _read_note(self, source: int, kind: int, tag: int, *place: int) -> None:
         route = (source, tag)
-        if kind == _READ:
-            waiting = self._sends.get(route)
-            if waiting:  # it may have been cancelled
-                request = waiting.popleft()
+        waiting = (self._sends if kind == _READ else self._receives).get(route)
+        if waiting:
+            request = waiting.popleft()
+            if not waiting:
+                del (self._sends if kind == _READ else self._receives)[route]
+            if kind == _READ:
                 request.complete = True
-                if request.staged is not None:
-                    self._staging[request.staged.size].append(request.staged)
-                if not waiting:
-                    del self._sends[route]
-            return
-        data = None
-        if serial != _NO_SLAB:
-            slab = self._map(source, serial, fd)
-            if offset + nbytes > slab.size:
-                raise FrameError(f"frame: {nbytes} bytes at {offset} do not lie in the {slab.size} of rank {source}")
-            data = slab[offset : offset + nbytes]
-        receives = self._receives.get(route)
-        if receives:
-            receive = receives.popleft()
-            receive.data, receive.remote = data, (offset, nbytes)
-            receive.complete = True
-            if not receives:
-                del self._receives[route]
-        else:
-            self._arrivals[route].append((data, (offset, nbytes)))
+            else:
+                self._accept(request, _Place(*place))
+        elif kind == _FRAME:  # the operation has not begun here, or was given up
+            self._arrivals[route].append(_Place(*place))
+
+    def _accept(self, request: _SharedRequest, place: _Place) -> None:
+        try:
+            slab = self._map(request.source, place)
+        except OSError as error:
+            raise TransportError(f"memory of rank {request.source} cannot be read: {error}") from error
+        if place.offset + place.nbytes > slab.size:
+            raise FrameError(
+                f"frame: {place.nbytes} bytes at {place.offset} do not lie in the {slab.size} of rank {request.source}"
+            )
+        request.data = slab[place.offset : place.offset + place.nbytes]
+        request.complete = True
 
     def _listen(self, i: int) -> MPI.Request:
-        return self._comm.Irecv([self._inboxes[i], MPI.BYTE], self._sources[i], _STREAM_TAG)
+        return self._comm.Irecv([self._inboxes[i], MPI.BYTE], self._sources[i], self._stream_tag)
 
     def _tell(
         self, dest: int, kind: int, tag: int, serial: int = 0, fd: int = 0, offset: int = 0, nbytes: int = 0
     ) -> None:
         note = _NOTE.pack(kind, tag, serial, fd, offset, nbytes)
-        self._notes.append((self._comm.Isend([note, MPI.BYTE], dest, _STREAM_TAG), note))
+        self._notes.append((self._comm.Isend([note, MPI.BYTE], dest, self._stream_tag), note))
         if len(self._notes) > _NOTES_KEPT:
             self._notes = [entry for entry in self._notes if not entry[0].Test()]
 
-    def _read(self, source: int, serial: int, fd: int, offset: int, nbytes: int) -> bytes | None:
+    def _holds(self, source: int, place: _Place, expected: bytes) -> bool:
         try:
-            return self._map(source, serial, fd)[offset : offset + nbytes].tobytes()
+            return self._map(source, place)[: place.nbytes].tobytes() == expected
         except OSError:
-            return None
+            return False
 
-    def _map(self, source: int, serial: int, fd: int) -> np.ndarray:
+    def _map(self, source: int, place: _Place) -> np.ndarray:
         mapped = self._mapped[source]
-        memory = mapped.get(serial)
+        memory = mapped.get(place.serial)
         if memory is None:
-            with open(f"/proc/{self._pids[source]}/fd/{fd}", "rb") as file:
+            with open(f"/proc/{self._pids[source]}/fd/{place.fd}", "rb") as file:
                 memory = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            mapped[serial] = memory
+            mapped[place.serial] = memory
             if len(mapped) > _MAPPED:
                 mapped.popitem(last=False)
         return memory
-
-    def _stage(self, buf: np.ndarray) -> np.ndarray:
-        staging = self._staging[buf.size]
-        copy = staging.pop() if staging else self.allocate(buf.size)
-        copy[...] = buf
-        return copy
 
     def _slab_of(self, buf: np.ndarray) -> _Slab | None:
         address = buf.ctypes.data
