@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +84,8 @@ class Communicator:
         self.deadline = deadline
         self.measure_error = measure_error
         self._transport = transport
+        if mailbox is None and transport.shares_memory:
+            raise ValueError("mailbox: None, but a transport that shares memory carries no messages of its own")
         self.messages = Messages(mailbox or transport, deadline, self.records)
         self._planner = Planner(self.rank, self.size, policy, self.residuals, native)
         self._sequence = itertools.count()
@@ -212,6 +213,7 @@ class Communicator:
         codec: str | Codec | None = None,
     ) -> Received:
         """`send` and `recv` at once."""
+        self.messages.check(sendbuf, codec, "sendbuf")
         receive = self.messages.post_recv(recvbuf, source, recvtag, codec)
         send = self.messages.post_send(sendbuf, dest, sendtag, codec)
         received = receive.wait()
@@ -227,20 +229,30 @@ class Communicator:
         codec: str | Codec | None = None,
         algorithm: str | None = None,
         key: str | None = None,
+        tell: bool = True,
         **options: Any,
     ) -> Operation:
         """Check the arguments of a collective and plan it; every rank that plans has to `run` or `start` it next.
 
-        When an argument is wrong the other ranks are told, so that they do not wait for this one.
+        When an argument is wrong the other ranks are told, so that they do not wait for this one; not with `tell`
+        off, for callers that do the operation by other means then.
         """
         sequence = next(self._sequence)
         try:
             operation = self._planner.prepare(collective, args, How(codec, algorithm, key), options)
         except (TypeError, ValueError) as error:
-            self._transport.notify(sequence, f"{type(error).__name__}: {error}")
+            if tell:
+                self._refuse(sequence, error)
             raise
         operation.sequence = sequence
         return operation
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the other ranks that this one does not take part in the collective that they are at."""
+        self._refuse(next(self._sequence), error)
+
+    def _refuse(self, sequence: int, error: Exception) -> None:
+        self._transport.notify(sequence, f"{type(error).__name__}: {error}")
 
     def run(self, operation: Operation) -> None:
         """Do what was planned."""
@@ -290,11 +302,12 @@ class Communicator:
     def allreduce_init(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> Persistent:
         """`allreduce` to be started many times; its arguments are checked now."""
         operation = self._planner.prepare("allreduce", (sendbuf, recvbuf, op), How(**how), {})
+        # Planned anew each time: views of arrays with gaps are copies, and residuals may have been loaded since.
+        return Persistent(operation, lambda: self.start(self.plan("allreduce", sendbuf, recvbuf, op, **how)))
 
-        def start() -> Request:
-            return self.start(replace(operation, sequence=next(self._sequence)))
-
-        return Persistent(operation, start)
+    def leave(self, error: BaseException) -> None:
+        """Tell the other ranks that this one takes part in nothing any more; transports of one process can."""
+        self._transport.leave(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Wait for what is under way in the background, then release the transport."""

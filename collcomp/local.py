@@ -31,7 +31,7 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
     Raises
     ------
     Exception
-        The first error of any rank, by rank, once all have ended.
+        The first error of any rank, once all have ended; the others raise too, when they wait for that rank.
 
     Examples
     --------
@@ -45,13 +45,14 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
     [6.0, 6.0, 6.0, 6.0]
     """
     results: list[Any] = [None] * size
-    errors: list[BaseException | None] = [None] * size
+    errors: list[BaseException] = []
 
     def rank_main(comm: Communicator) -> None:
         try:
             results[comm.rank] = function(comm, *args)
         except BaseException as error:
-            errors[comm.rank] = error
+            errors.append(error)
+            comm.leave(error)
 
     comms = communicators(size, **options)
     threads = [threading.Thread(target=rank_main, args=(comm,), name=f"rank-{comm.rank}") for comm in comms]
@@ -61,7 +62,6 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
         thread.join()
     for comm in comms:
         comm.close()
-    for error in errors:
-        if error is not None:
-            raise error
+    if errors:
+        raise errors[0]
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Messages:
         self._deadline = deadline
         self._records = records
         self._watcher = Watcher(transport)
+        self._streams = itertools.count(transport.rank, transport.size)
 
     def post_send(self, buf: Any, dest: int, tag: int, codec: str | Codec | None) -> Transfer:
         """Encode `buf` and start to send it."""
@@ -77,7 +79,7 @@ class Messages:
         values = as_buffer(buf, "buf").flat
         chosen = _codec_for(values, codec)
         frame = np.empty(chosen.max_encoded_nbytes(values.size, values.dtype), np.uint8)
-        nbytes = chosen.encode(values, frame)
+        nbytes = chosen.encode(values, frame, stream=next(self._streams))
         request = self._transport.isend(frame[:nbytes], dest, tag)
 
         def complete() -> None:
@@ -109,9 +111,13 @@ class Messages:
 
         return Transfer(request, complete, self._transport, self._deadline)
 
+    def check(self, buf: Any, codec: str | Codec | None, name: str, *, writable: bool = False) -> None:
+        """Raise what `post_send` and `post_recv` would of a wrong `buf` or `codec`."""
+        _codec_for(as_buffer(buf, name, writable=writable).flat, codec)
+
     def in_background(self, transfer: Transfer) -> Request:
         """A request that is over when `transfer` is, without anybody waiting for it."""
-        return self._watcher.watch(transfer.request, transfer.complete)
+        return self._watcher.watch(transfer.request, transfer.complete, transfer.deadline)
 
 
 def _codec_for(values: np.ndarray, codec: str | Codec | None) -> Codec:

@@ -18,7 +18,7 @@ from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, TransportError
 from collcomp.messages import Messages, Received
 from collcomp.operation import IN_PLACE, Operation
-from collcomp.policies import DEFAULT_MIN_NBYTES
+from collcomp.policies import DEFAULT_MIN_NBYTES, Policy
 from collcomp.request import Persistent
 from collcomp.request import Request as BackgroundRequest
 from collcomp.transports.mpi import MpiTransport
@@ -110,6 +110,8 @@ class Comm(MPI.Intracomm):
         For collectives that name none, on messages of at least `min_nbytes` of a floating-point dtype. Calls that it
         cannot do (integers, ``PROD``, small or vector-sized messages) stay native, and their records say why.
     min_nbytes : int
+    policy : Policy, optional
+        Decides in place of `codec` and `min_nbytes`.
     deadline : float
         Seconds without progress after which a compressed operation fails.
     measure_error : bool
@@ -135,6 +137,7 @@ class Comm(MPI.Intracomm):
         *,
         codec: str | Codec | None = None,
         min_nbytes: int = DEFAULT_MIN_NBYTES,
+        policy: Policy | None = None,
         deadline: float = DEFAULT_DEADLINE,
         measure_error: bool = False,
         records: Records | None = None,
@@ -147,11 +150,12 @@ class Comm(MPI.Intracomm):
         self._settings = {
             "codec": None if codec is None else as_codec(codec),
             "min_nbytes": min_nbytes,
+            "policy": policy,
             "deadline": deadline,
             "measure_error": measure_error,
             "records": self.records,
         }
-        self._native = codec is None
+        self._native = codec is None and policy is None
         self._engine = None
         self._mail = None
         return self
@@ -218,9 +222,11 @@ class Comm(MPI.Intracomm):
     ) -> MPI.Prequest | PersistentRequest:
         if self._native and not how:
             return _Intracomm.Allreduce_init(self, sendbuf, recvbuf, op, info)
-        args, how = self._translate((sendbuf, recvbuf, op), how)
-        persistent = self._connect().allreduce_init(*args, **how)
+        args, words = self._translate("allreduce", (sendbuf, recvbuf, op), how)
+        persistent = self._connect().allreduce_init(*args, **words)
         if persistent.operation.native:
+            if how.get("average"):
+                raise ValueError("average: True, a native persistent call cannot divide; name a codec")
             return _Intracomm.Allreduce_init(self, sendbuf, recvbuf, op, info)
         return PersistentRequest(persistent)
 
@@ -341,6 +347,7 @@ class Comm(MPI.Intracomm):
     ) -> None:
         if codec is None:
             return _Intracomm.Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag, status)
+        self._messages().check(sendbuf, codec, "sendbuf")
         receive = self.Irecv(recvbuf, source, recvtag, codec=codec)
         self.Send(sendbuf, dest, sendtag, codec=codec)
         receive.Wait(status)
@@ -395,7 +402,7 @@ class Comm(MPI.Intracomm):
         if operation is not None:
             return self._connect().run(operation)
         native(self, *given)
-        if how.get("average") and args[1] is not None:
+        if how.get("average") and (name != "reduce" or self.Get_rank() == args[-1]):
             _divide(args[1], self.Get_size())
         seconds = _now() - started
         self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)
@@ -421,20 +428,28 @@ class Comm(MPI.Intracomm):
         """The compressed operation, or None and the reason why the call is MPI's."""
         if self._native and not how:
             return None, ""
-        args, how = self._translate(args, how)
-        try:
-            operation = self._connect().plan(name, *args, **how, **options)
-        except (TypeError, ValueError) as error:
-            if how:
+        engine = self._connect()
+        if how:
+            try:
+                args, how = self._translate(name, args, how)
+            except (TypeError, ValueError) as error:
+                engine.refuse(error)
                 raise
-            return None, str(error)  # derived datatypes, say: MPI takes them, or knows better what is wrong
+            operation = engine.plan(name, *args, **how, **options)
+        else:
+            args, _ = self._translate(name, args, {})
+            try:
+                operation = engine.plan(name, *args, tell=False, **options)
+            except (TypeError, ValueError) as error:
+                # Derived datatypes, or a device: MPI takes them, or knows better what is wrong.
+                return None, str(error)
         return (None, operation.plan.reason) if operation.native else (operation, "")
 
-    def _translate(self, args: tuple, how: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def _translate(self, name: str, args: tuple, how: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """MPI's constants in collcomp's words."""
-        unknown = how.keys() - {"codec", "algorithm", "key", "average"}
+        unknown = how.keys() - {"codec", "algorithm", "key"} - ({"average"} if "reduce" in name else set())
         if unknown:
-            raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+            raise TypeError(f"{name}: unexpected keyword argument {sorted(unknown)[0]!r}")
         average = how.get("average", False)
         words: list[Any] = []
         for arg in args:
@@ -458,19 +473,20 @@ class Comm(MPI.Intracomm):
     def _connect(self) -> Communicator:
         """The engine, with a duplicate of this communicator for its messages. The first call is collective."""
         if self._engine is None:
-            if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-                raise TransportError("MPI: compressed operations need MPI.THREAD_MULTIPLE, which mpi4py asks for")
+            _check_threads()
             private, request = _Intracomm.Idup(self)
             waited_until = time.monotonic() + self._settings["deadline"]
             while not request.Test():
                 if time.monotonic() > waited_until:
                     raise DeadlineError("not all ranks of the communicator have come to its first compressed call")
                 time.sleep(1e-5)
-            self._engine = Communicator(mpi_transport(private), native=True, **self._settings)
+            mailbox = MpiTransport(self)
+            self._engine = Communicator(mpi_transport(private), native=True, mailbox=mailbox, **self._settings)
         return self._engine
 
     def _messages(self) -> Messages:
         if self._mail is None:
+            _check_threads()
             self._mail = Messages(MpiTransport(self), self._settings["deadline"], self.records)
         return self._mail
 
@@ -479,6 +495,11 @@ class Comm(MPI.Intracomm):
 
     def _like_these(self, pair: tuple[MPI.Comm, MPI.Request]) -> tuple[Comm, MPI.Request]:
         return self._like_this(pair[0]), pair[1]
+
+
+def _check_threads() -> None:
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise TransportError("MPI: compressed operations need MPI.THREAD_MULTIPLE, which mpi4py asks for")
 
 
 def _world() -> MPI.Intracomm:

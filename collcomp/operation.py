@@ -33,6 +33,8 @@ IN_PLACE = _InPlace()
 class How:
     """What a caller may say about one call; None leaves it to the policy.
 
+    Codec ``"none"`` and algorithm ``"native"`` both leave the call to the library underneath.
+
     Attributes
     ----------
     codec : str or Codec, optional
@@ -161,7 +163,12 @@ class Planner:
 
     def bcast(self, buf: Any, root: int = 0, *, how: How) -> Operation:
         self._check_root(root)
-        data = as_buffer(buf, "buf", writable=True)
+        try:
+            data = as_buffer(buf, "buf", writable=True)
+        except ValueError:
+            if self.rank != root:
+                raise
+            data = as_buffer(buf, "buf")  # a root whose buffer is read-only keeps its own values
         return self._operation("bcast", data, None, (data.flat, root), [data], how)
 
     def allgather(self, sendbuf: Any, recvbuf: Any, *, how: How) -> Operation:
@@ -258,19 +265,19 @@ class Planner:
         return Operation(collective, plan, message, args, outputs, how.key, residual)
 
     def _plan(self, call: Call, how: How) -> Plan:
-        if how.algorithm is not None:
-            _check_algorithm(how.algorithm, call.collective)
-        if how.codec is None and how.algorithm is None:
+        if how.codec is None:
             plan = self.policy.plan(call)
-        elif how.algorithm == NATIVE:
-            if how.codec is not None:
-                raise ValueError(f"algorithm: 'native' does not take a codec, got {how.codec!r}")
+            if how.algorithm is not None:
+                plan = plan_for(call, plan.codec, how.algorithm)
+        elif how.codec == "none":
+            if how.algorithm not in (None, NATIVE):
+                raise ValueError(f"codec: 'none' leaves the call as it is, algorithm {how.algorithm!r} does not")
             plan = plan_for(call, Identity(), NATIVE)
+        elif how.algorithm == NATIVE:
+            raise ValueError(f"algorithm: 'native' does not take a codec, got {how.codec!r}")
         else:
-            codec = Identity() if how.codec is None else as_codec(how.codec)
-            if codec.feedback and call.op is not None and call.key is None:
-                raise ValueError(f"key: None, codec {codec.spec!r} keeps a residual by the tensor's key")
-            plan = plan_for(call, codec, how.algorithm)
+            plan = plan_for(call, as_codec(how.codec), how.algorithm)
+        _check_algorithm(plan.algorithm, call.collective)
         if plan.algorithm == NATIVE and not self.has_native:
             plan = plan_for(call, Identity(), "direct", plan.reason)
         if plan.algorithm != NATIVE:

@@ -97,9 +97,9 @@ class Watcher:
         self._lock = threading.Lock()
         self._looking = False
 
-    def watch(self, transfer: TransferRequest, complete: Callable[[], Any]) -> Request:
-        """Call `complete` when `transfer` is; what it returns is the request's result."""
-        watched = _Watched(transfer, complete)
+    def watch(self, transfer: TransferRequest, complete: Callable[[], Any], deadline: float) -> Request:
+        """Call `complete` when `transfer` is, within `deadline` seconds; what it returns is the request's result."""
+        watched = _Watched(transfer, complete, time.monotonic() + deadline)
         with self._lock:
             self._transfers.append(watched)
             if not self._looking:
@@ -126,13 +126,17 @@ class Watcher:
 class _Watched:
     transfer: TransferRequest
     complete: Callable[[], Any]
+    end: float
     future: Future[Any] = field(default_factory=Future)
 
     def look(self, transport: Transport) -> bool:
         """Whether the transfer is over; if so, it is completed."""
         try:
             if not transport.wait_some([self.transfer], 0.0):
-                return False
+                if time.monotonic() < self.end:
+                    return False
+                transport.cancel([self.transfer])
+                raise DeadlineError("the message was not moved within its deadline")
             self.future.set_result(self.complete())
         except Exception as error:
             self.future.set_exception(error)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from collcomp.codecs import as_codec
 from collcomp.diagnosis import Records, Total
+from collcomp.policies import DEFAULT_MIN_NBYTES
 
 __all__ = ["parse_nbytes", "report_table", "run_program"]
 
@@ -31,7 +32,7 @@ def run_program(
     *,
     module: bool = False,
     codec: str | None = None,
-    min_nbytes: int = 65536,
+    min_nbytes: int = DEFAULT_MIN_NBYTES,
     report: bool = False,
 ) -> int:
     """Run `program` as ``__main__`` with a compressing communicator in place of ``MPI.COMM_WORLD``.

@@ -1,1 +1,1 @@
-"""The CPU and GPU kernels: arrays in, arrays out."""
+"""Kernels: arrays in, arrays out."""

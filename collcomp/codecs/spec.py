@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from collcomp.codecs.base import Codec
@@ -28,7 +29,12 @@ def as_codec(what: str | Codec) -> Codec:
         return what
     if not isinstance(what, str):
         raise TypeError(f"codec: expected a spec string or a Codec, got {type(what).__name__}")
-    name, _, rest = what.partition(":")
+    return _parse(what)
+
+
+@functools.lru_cache
+def _parse(spec: str) -> Codec:
+    name, _, rest = spec.partition(":")
     config: dict[str, Any] = {"codec": name.strip()}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, value = (p.strip() for p in part.partition("="))

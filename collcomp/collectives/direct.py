@@ -133,7 +133,7 @@ def alltoall(ex: Exchange, send_blocks: Sequence[np.ndarray], recv_blocks: Seque
 
 
 def bcast(ex: Exchange, buf: np.ndarray, root: int) -> None:
-    """Give `buf` of `root` to all ranks; the root too ends with what the others decoded.
+    """Give `buf` of `root` to all ranks; the root too ends with what the others decoded, unless its is read-only.
 
     The root sends each other rank one part, which that rank forwards as it came to the rest: the root's link carries
     the message once, as a pipelined chain would, in two hops instead of n - 1.
@@ -145,7 +145,8 @@ def bcast(ex: Exchange, buf: np.ndarray, root: int) -> None:
         for k, row in enumerate(zip_longest(*segments.values())):
             for rank, seg in zip(segments, row, strict=True):
                 if seg is not None:
-                    ex.send(ex.encode(buf[seg], seg.start, kept=buf[seg]), rank, k)
+                    kept = buf[seg] if buf.flags.writeable else None
+                    ex.send(ex.encode(buf[seg], seg.start, kept=kept), rank, k)
             ex.progress()
         return
     rest = [rank for rank in others if rank != ex.rank]

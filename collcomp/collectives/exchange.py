@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,10 +37,8 @@ class Incoming:
     source: int
     count: int
     total: int
-    requests: list[Request]
-    #: Where verbatim values are to land, where the caller named a place.
-    into: np.ndarray | None = None
-    #: Scratch memory that they landed in otherwise.
+    requests: list[Request] = field(default_factory=list)
+    #: Scratch memory that verbatim values land in, where the caller named no other place.
     landed: np.ndarray | None = None
     frame: Frame | None = None
 
@@ -117,6 +115,8 @@ class Exchange:
         self.wire_nbytes = 0
         self.raw_nbytes = 0
         self.error_sq = 0.0 if measure_error else None
+        # Frames and headers are lent; values that are sent from where they lie are not in memory that can be.
+        self._lends = transport.shares_memory
         self._residual = residual
         self._scratch = scratch
         self._deadline = deadline
@@ -231,9 +231,11 @@ class Exchange:
         while queue and self._under_way[dest] < self.transport.window:
             sending = queue.popleft()
             self._under_way[dest] += 1
-            for part in sending.outgoing.parts:
-                self._requests.append(self.transport.isend(part, dest, self._tag + sending.channel))
-                self._owners.append(sending)
+            tag = self._tag + sending.channel
+            head, *values = sending.outgoing.parts
+            self._requests.append((self.transport.lend if self._lends else self.transport.isend)(head, dest, tag))
+            self._requests.extend(self.transport.isend(part, dest, tag) for part in values)
+            self._owners.extend([sending] * len(sending.outgoing.parts))
 
     def _sent(self, sending: _Sending) -> None:
         sending.missing -= 1
@@ -284,9 +286,18 @@ class Exchange:
         `into` is where verbatim values may land directly; `total` is the message's length as in `encode`.
         """
         fits = into is not None and into.dtype == self.envelope.dtype
-        one = Incoming(source, count, self.envelope.total if total is None else total, [], into if fits else None)
-        for buffer in self._rooms(one):
-            one.requests.append(self.transport.irecv(buffer, source, self._tag + channel))
+        one = Incoming(source, count, self.envelope.total if total is None else total)
+        tag = self._tag + channel
+        if self._lends:
+            one.requests.append(self.transport.borrow(source, tag))
+        else:
+            nbytes = HEADER_NBYTES if self.codec.verbatim else self.codec.max_encoded_nbytes(count, self.envelope.dtype)
+            one.requests.append(self.transport.irecv(self._scratch.take(nbytes), source, tag))
+        if self.codec.verbatim:
+            if not fits:
+                one.landed = self._scratch.take(count * self.envelope.dtype.itemsize)
+            room = into.view(np.uint8) if one.landed is None else one.landed  # type: ignore[union-attr]
+            one.requests.append(self.transport.irecv(room, source, tag))
         return one
 
     def when(self, incoming: Sequence[Incoming], action: Callable[[], None]) -> None:
@@ -315,27 +326,12 @@ class Exchange:
             return
         parts = [request.data for request in incoming.requests]
         memory: tuple[np.ndarray, ...] = ()
-        if self.transport.shares_memory:  # its sender may use that memory again as soon as this rank has read it
+        if self._lends:  # its sender may use that memory again as soon as this rank has read it
             copy = self._scratch.take(parts[0].size)
             copy[...] = parts[0]
             parts[0], memory = copy, (copy,)
         incoming.landed = None  # it is still being sent when this frame's action is over
         self.send(Outgoing(tuple(parts), memory, incoming.count), dests, channel)
-
-    def _rooms(self, incoming: Incoming) -> list[np.ndarray | None]:
-        """Memory for what arrives: a frame, or the header and the values of a verbatim one."""
-        if self.transport.shares_memory:
-            first = None
-        elif self.codec.verbatim:
-            first = self._scratch.take(HEADER_NBYTES)
-        else:
-            first = self._scratch.take(self.codec.max_encoded_nbytes(incoming.count, self.envelope.dtype))
-        if not self.codec.verbatim:
-            return [first]
-        if incoming.into is None:
-            incoming.landed = self._scratch.take(incoming.count * self.envelope.dtype.itemsize)
-            return [first, incoming.landed]
-        return [first, incoming.into.view(np.uint8)]
 
     def _check(self, incoming: Incoming) -> Frame:
         try:
@@ -406,7 +402,8 @@ class Exchange:
                 for one in owner.incoming:
                     one.frame = self._check(one)
                 owner.action()
-                self.transport.release([request for one in owner.incoming for request in one.requests])
+                if self._lends:
+                    self.transport.release([one.requests[0] for one in owner.incoming])
                 for one in owner.incoming:
                     if one.landed is not None:
                         self._scratch.give(one.landed)

@@ -10,7 +10,7 @@ import numpy as np
 from collcomp.codecs.base import Codec
 from collcomp.collectives import OPS, Plan
 
-__all__ = ["Call", "Policy", "plan_for"]
+__all__ = ["Call", "Policy", "is_float", "plan_for", "unsuited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,12 @@ def unsuited(call: Call, codec: Codec) -> str | None:
         return f"dtype: {call.dtype} never meets a lossy codec ({codec.spec})"
     if call.op is None:
         return None
+    if codec.feedback and call.key is None:
+        return f"key: None, codec {codec.spec!r} keeps a residual by the tensor's key"
+    if codec.feedback and call.op in ("max", "min"):
+        return f"op: {call.op} has no use for residuals, which codec {codec.spec!r} keeps"
+    if call.op == "avg" and not is_float(call.dtype):
+        return f"dtype: an average of {call.dtype} is none"
     if call.op not in OPS:
         return f"op: {call.op} is only done natively, not with codec {codec.spec!r}"
     if call.op in ("max", "min") and not codec.monotone:

@@ -39,8 +39,6 @@ class Fixed:
             reason = "ranks do not know each other's sizes; name a codec in the call"
         elif call.nbytes < self.min_nbytes:
             reason = f"{call.nbytes} bytes are fewer than min_nbytes={self.min_nbytes}"
-        elif self.codec.feedback and call.op is not None and call.key is None:
-            reason = f"codec {self.codec.spec!r} needs a key"
         else:
             reason = unsuited(call, self.codec) or ""
         if reason:

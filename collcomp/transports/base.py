@@ -39,8 +39,7 @@ class Transport(ABC):
         How many frames to one rank an operation should have under way: over shared links, flows that run dry at the
         same time leave none to finish alone.
     shares_memory : bool
-        What is sent from memory of `allocate` is read there by its receivers: they give no buffer for it, and give it
-        back by `release`.
+        There are `lend` and `borrow` beside `isend` and `irecv`.
     """
 
     rank: int
@@ -53,16 +52,25 @@ class Transport(ABC):
         """Memory (uint8) for what is to be sent."""
         return np.empty(nbytes, np.uint8)
 
-    def release(self, requests: Sequence[Request]) -> None:  # noqa: B027 - nothing to do for most
-        """The data of these completed receives will not be read any more."""
+    def lend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+        """Let `dest` read `buf`, which lies in memory from `allocate`; complete when it was released there."""
+        raise NotImplementedError
+
+    def borrow(self, source: int, tag: int) -> Request:
+        """Expect to read what `source` lends."""
+        raise NotImplementedError
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """The data of these completed `borrow` requests will not be read any more."""
+        raise NotImplementedError
 
     @abstractmethod
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         """Start to send `buf` (uint8, contiguous), which must stay as it is until the request is complete."""
 
     @abstractmethod
-    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
-        """Start to receive into `buf` (uint8, contiguous; None for what is sent from shared memory).
+    def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
+        """Start to receive into `buf` (uint8, contiguous).
 
         A message that is longer than `buf` is an error of the request.
         """
@@ -90,6 +98,9 @@ class Transport(ABC):
     @abstractmethod
     def notice(self, sequence: int) -> tuple[int, str] | None:
         """Rank and reason, when another rank gave up on operation `sequence`."""
+
+    def leave(self, text: str) -> None:  # noqa: B027 - between processes the end of one is not told
+        """Tell all other ranks that this rank takes part in nothing any more, and why."""
 
     def close(self) -> None:  # noqa: B027
         """Release what the transport holds. Collective where the transport's own release is."""

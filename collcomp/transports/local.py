@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,10 @@ class _Fabric:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.sends: dict[tuple[int, int, int], deque[_LocalRequest]] = defaultdict(deque)
-        self.receives: dict[tuple[int, int, int], deque[_LocalRequest]] = defaultdict(deque)
+        self.sends: dict[tuple[int, int, int], deque[_LocalRequest]] = {}
+        self.receives: dict[tuple[int, int, int], deque[_LocalRequest]] = {}
         self.notices: dict[tuple[int, int], tuple[int, str]] = {}
+        self.left: tuple[int, str] | None = None
 
 
 def local_transports(size: int) -> list[LocalTransport]:
@@ -60,27 +62,28 @@ class LocalTransport(Transport):
         fabric, route = self._fabric, (self.rank, dest, tag)
         send = _LocalRequest(buf, self.rank, tag)
         with fabric.changed:
-            if fabric.receives[route]:
-                _deliver(send, fabric.receives[route].popleft())
+            receive = _first(fabric.receives, route)
+            if receive is not None:
+                _deliver(send, receive)
                 fabric.changed.notify_all()
             else:
                 if buf.size <= _EAGER_NBYTES:
-                    fabric.sends[route].append(_LocalRequest(buf.copy(), self.rank, tag))
+                    fabric.sends.setdefault(route, deque()).append(_LocalRequest(buf.copy(), self.rank, tag))
                     send.complete = True
                 else:
-                    fabric.sends[route].append(send)
+                    fabric.sends.setdefault(route, deque()).append(send)
         return send
 
-    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
-        assert buf is not None
+    def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
         fabric, route = self._fabric, (source, self.rank, tag)
         receive = _LocalRequest(buf, source, tag)
         with fabric.changed:
-            if fabric.sends[route]:
-                _deliver(fabric.sends[route].popleft(), receive)
+            send = _first(fabric.sends, route)
+            if send is not None:
+                _deliver(send, receive)
                 fabric.changed.notify_all()
             else:
-                fabric.receives[route].append(receive)
+                fabric.receives.setdefault(route, deque()).append(receive)
         return receive
 
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
@@ -113,7 +116,23 @@ class LocalTransport(Transport):
             self._fabric.changed.notify_all()
 
     def notice(self, sequence: int) -> tuple[int, str] | None:
-        return self._fabric.notices.pop((self.rank, sequence), None)
+        return self._fabric.notices.pop((self.rank, sequence), None) or self._fabric.left
+
+    def leave(self, text: str) -> None:
+        with self._fabric.changed:
+            self._fabric.left = self._fabric.left or (self.rank, text)
+            self._fabric.changed.notify_all()
+
+
+def _first(queues: dict[tuple[int, int, int], deque[_LocalRequest]], route: tuple[int, int, int]) -> Any:
+    """The oldest request of `route`, taken out of its queue; None when there is none."""
+    queue = queues.get(route)
+    if not queue:
+        return None
+    request = queue.popleft()
+    if not queue:
+        del queues[route]
+    return request
 
 
 def _deliver(send: _LocalRequest, receive: _LocalRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -53,13 +54,13 @@ class MpiTransport(Transport):
         self._notice_tag = 32767 if limit is None else int(limit)
         self._statuses: list[list[MPI.Status]] = []  # to be used again; one a thread is in use
         self._unfinished: list[MpiRequest] = []
+        self._unfinished_lock = threading.Lock()
         self._notices: dict[int, tuple[int, str]] = {}
 
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf, sends=True)
 
-    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
-        assert buf is not None
+    def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
         return MpiRequest(self._comm.Irecv([buf, MPI.BYTE], source, self._fold(tag)), buf)
 
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
@@ -104,24 +105,30 @@ class MpiTransport(Transport):
             if handle != MPI.REQUEST_NULL:
                 if not request.sends:  # type: ignore[attr-defined]
                     handle.Cancel()  # MPI-4 deprecates cancelling sends, and MPICH crashes on it
-                self._unfinished.append(request)  # type: ignore[arg-type]
+                self._keep(request)  # type: ignore[arg-type]
 
     def notify(self, sequence: int, text: str) -> None:
         message = np.frombuffer(_SEQUENCE.pack(sequence) + text.encode()[:1000], np.uint8)
         for dest in range(self.size):
             if dest != self.rank:
                 handle = self._comm.Isend([message, MPI.BYTE], dest, self._notice_tag)
-                self._unfinished.append(MpiRequest(handle, message))
+                self._keep(MpiRequest(handle, message))
 
     def notice(self, sequence: int) -> tuple[int, str] | None:
         status = MPI.Status()
-        while self._comm.Iprobe(MPI.ANY_SOURCE, self._notice_tag, status):
+        while (matched := self._comm.Improbe(MPI.ANY_SOURCE, self._notice_tag, status)) is not None:
             message = bytearray(status.Get_count(MPI.BYTE))
-            self._comm.Recv([message, MPI.BYTE], status.Get_source(), self._notice_tag)
+            matched.Recv([message, MPI.BYTE])
             number = _SEQUENCE.unpack_from(message)[0]
             self._notices[number] = (status.Get_source(), message[_SEQUENCE.size :].decode(errors="replace"))
-        self._unfinished = [request for request in self._unfinished if not request.handle.Test()]
+        with self._unfinished_lock:
+            self._unfinished = [request for request in self._unfinished if not request.handle.Test()]
         return self._notices.pop(sequence, None)
+
+    def _keep(self, request: MpiRequest) -> None:
+        """Keep the memory of a request that nobody waits for any more."""
+        with self._unfinished_lock:
+            self._unfinished.append(request)
 
     def _arrived(self, request: MpiRequest, status: MPI.Status) -> None:
         request.handle = MPI.REQUEST_NULL
@@ -130,6 +137,11 @@ class MpiTransport(Transport):
         request.data = request.data[: status.Get_count(MPI.BYTE)]
 
     def close(self) -> None:
+        # What nobody asked for must not wait for the next communicator that gets this one's number.
+        self._comm.Barrier()
+        status = MPI.Status()
+        while (matched := self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)) is not None:
+            matched.Recv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE])
         self._comm.Free()
 
     def _fold(self, tag: int) -> int:

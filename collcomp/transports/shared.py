@@ -17,6 +17,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -68,12 +69,25 @@ class _Place:
 
 @dataclass(slots=True, eq=False)
 class _SharedRequest:
-    """A send from a slab, complete when the receiver has read it; or its receive."""
+    """A frame lent, complete when it was released; or the one borrowed."""
 
     data: np.ndarray
     source: int
     tag: int
     complete: bool = False
+    error: Exception | None = None
+
+
+def _machine() -> str:
+    """Equal where processes can see each other's memory files and belong together; empty where there are none.
+
+    Processes with a network of their own stand for machines of their own, whatever else they could do.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return " ".join([boot.strip(), *(os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "pid"))])
+    except OSError:
+        return ""
 
 
 class SharedMemoryTransport(MpiTransport):
@@ -102,8 +116,8 @@ class SharedMemoryTransport(MpiTransport):
         self._mapped: dict[int, OrderedDict[int, np.ndarray]] = {rank: OrderedDict() for rank in range(self.size)}
         self._pids: list[int] = []
         self._lock = threading.Lock()
-        self._sends: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
-        self._receives: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
+        self._lent: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
+        self._borrowed: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
         self._arrivals: dict[tuple[int, int], deque[_Place]] = defaultdict(deque)
         self._sources = [rank for rank in range(self.size) if rank != self.rank]
         self._inboxes = [bytearray(_NOTE.size) for _ in self._sources]
@@ -112,19 +126,19 @@ class SharedMemoryTransport(MpiTransport):
 
     def connect(self) -> bool:
         """Whether every rank can read every other's memory. Collective; no before use."""
+        machine = _machine()
         token = os.urandom(16)
-        memory = self.allocate(len(token))
-        memory[...] = np.frombuffer(token, np.uint8)
-        slab = self._slab_of(memory)
-        assert slab is not None
-        # A shaped or separate network means separate machines, whatever the processes could do by other ways.
-        network = os.stat("/proc/self/ns/net").st_ino if os.path.exists("/proc/self/ns/net") else 0
-        cards = self._comm.allgather((os.getpid(), network, slab.serial, slab.fd, token))
-        self._pids = [card[0] for card in cards]
-        reachable = all(
-            card[1] == network and self._holds(rank, _Place(card[2], card[3], 0, len(token)), card[4])
-            for rank, card in enumerate(cards)
-        )
+        card: tuple[str, int, _Place, bytes] | None = None
+        if machine:
+            memory = self.allocate(len(token))
+            memory[...] = np.frombuffer(token, np.uint8)
+            slab = self._slab_of(memory)
+            card = (machine, os.getpid(), _Place(slab.serial, slab.fd, 0, len(token)), token)
+        cards = self._comm.allgather(card)
+        reachable = all(other is not None and other[0] == machine for other in cards)
+        if reachable:
+            self._pids = [other[1] for other in cards]
+            reachable = all(self._holds(rank, other[2], other[3]) for rank, other in enumerate(cards))
         connected = bool(self._comm.allreduce(reachable, MPI.LAND))
         if connected:
             self._streams = [self._listen(i) for i in range(len(self._sources))]
@@ -139,19 +153,15 @@ class SharedMemoryTransport(MpiTransport):
         weakref.finalize(memory, self._drop, slab)
         return memory
 
-    def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+    def lend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         slab = self._slab_of(buf)
-        if slab is None:
-            return super().isend(buf, dest, tag)
         request = _SharedRequest(buf, self.rank, tag)
         with self._lock:
-            self._sends[dest, tag].append(request)
+            self._lent[dest, tag].append(request)
             self._tell(dest, _FRAME, tag, slab.serial, slab.fd, buf.ctypes.data - slab.start, buf.size)
         return request
 
-    def irecv(self, buf: np.ndarray | None, source: int, tag: int) -> Request:
-        if buf is not None:
-            return super().irecv(buf, source, tag)
+    def borrow(self, source: int, tag: int) -> Request:
         request = _SharedRequest(_NOTHING, source, tag)
         with self._lock:
             arrivals = self._arrivals.get((source, tag))
@@ -160,20 +170,19 @@ class SharedMemoryTransport(MpiTransport):
                 if not arrivals:
                     del self._arrivals[source, tag]
             else:
-                self._receives[source, tag].append(request)
+                self._borrowed[source, tag].append(request)
         return request
 
     def release(self, requests: Sequence[Request]) -> None:
         with self._lock:
             for request in requests:
-                if isinstance(request, _SharedRequest):
-                    self._tell(request.source, _READ, request.tag)
+                self._tell(request.source, _READ, request.tag, 0, 0, 0, 0)
 
     def cancel(self, requests: Sequence[Request]) -> None:
         gone = {id(request) for request in requests if isinstance(request, _SharedRequest)}
         super().cancel([request for request in requests if id(request) not in gone])
         with self._lock:
-            for queues in (self._sends, self._receives):
+            for queues in (self._lent, self._borrowed):
                 for route in list(queues):
                     queues[route] = deque(request for request in queues[route] if id(request) not in gone)
                     if not queues[route]:
@@ -181,21 +190,27 @@ class SharedMemoryTransport(MpiTransport):
 
     def close(self) -> None:
         for stream in self._streams:
-            stream.Cancel()
-            stream.Wait()
+            if stream != MPI.REQUEST_NULL:
+                stream.Cancel()
+                stream.Wait()
         super().close()
 
     def _completed(self, requests: Sequence[Request]) -> list[int]:
         with self._lock:
             try:
                 while done := MPI.Request.Testsome(self._streams):
+                    notes = [(self._sources[i], _NOTE.unpack(self._inboxes[i])) for i in done]
                     for i in done:
-                        note = _NOTE.unpack(self._inboxes[i])
                         self._streams[i] = self._listen(i)
-                        self._read_note(self._sources[i], *note)
+                    for source, note in notes:
+                        self._read_note(source, *note)
             except MPI.Exception as error:
                 raise TransportError(f"MPI: {error.Get_error_string()}") from error
         done = [i for i, request in enumerate(requests) if isinstance(request, _SharedRequest) and request.complete]
+        for i in done:
+            error = requests[i].error  # type: ignore[attr-defined]
+            if error is not None:
+                raise error
         others = [i for i, request in enumerate(requests) if not isinstance(request, _SharedRequest)]
         if others:
             done += [others[i] for i in super()._completed([requests[i] for i in others])]
@@ -203,11 +218,11 @@ class SharedMemoryTransport(MpiTransport):
 
     def _read_note(self, source: int, kind: int, tag: int, *place: int) -> None:
         route = (source, tag)
-        waiting = (self._sends if kind == _READ else self._receives).get(route)
+        waiting = (self._lent if kind == _READ else self._borrowed).get(route)
         if waiting:
             request = waiting.popleft()
             if not waiting:
-                del (self._sends if kind == _READ else self._receives)[route]
+                del (self._lent if kind == _READ else self._borrowed)[route]
             if kind == _READ:
                 request.complete = True
             else:
@@ -216,25 +231,25 @@ class SharedMemoryTransport(MpiTransport):
             self._arrivals[route].append(_Place(*place))
 
     def _accept(self, request: _SharedRequest, place: _Place) -> None:
+        # What is wrong is told to whoever waits for this frame, not to whoever happened to read the note.
+        request.complete = True
         try:
             slab = self._map(request.source, place)
         except OSError as error:
-            raise TransportError(f"memory of rank {request.source} cannot be read: {error}") from error
-        if place.offset + place.nbytes > slab.size:
-            raise FrameError(
+            request.error = TransportError(f"memory of rank {request.source} cannot be read: {error}")
+            return
+        request.data = slab[place.offset : place.offset + place.nbytes]
+        if request.data.size != place.nbytes:
+            request.error = FrameError(
                 f"frame: {place.nbytes} bytes at {place.offset} do not lie in the {slab.size} of rank {request.source}"
             )
-        request.data = slab[place.offset : place.offset + place.nbytes]
-        request.complete = True
 
     def _listen(self, i: int) -> MPI.Request:
         return self._comm.Irecv([self._inboxes[i], MPI.BYTE], self._sources[i], self._stream_tag)
 
-    def _tell(
-        self, dest: int, kind: int, tag: int, serial: int = 0, fd: int = 0, offset: int = 0, nbytes: int = 0
-    ) -> None:
-        note = _NOTE.pack(kind, tag, serial, fd, offset, nbytes)
-        self._notes.append((self._comm.Isend([note, MPI.BYTE], dest, self._stream_tag), note))
+    def _tell(self, dest: int, *note: int) -> None:
+        message = _NOTE.pack(*note)
+        self._notes.append((self._comm.Isend([message, MPI.BYTE], dest, self._stream_tag), message))
         if len(self._notes) > _NOTES_KEPT:
             self._notes = [entry for entry in self._notes if not entry[0].Test()]
 
@@ -247,7 +262,9 @@ class SharedMemoryTransport(MpiTransport):
     def _map(self, source: int, place: _Place) -> np.ndarray:
         mapped = self._mapped[source]
         memory = mapped.get(place.serial)
-        if memory is None:
+        if memory is not None:
+            mapped.move_to_end(place.serial)
+        else:
             with open(f"/proc/{self._pids[source]}/fd/{place.fd}", "rb") as file:
                 memory = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             mapped[place.serial] = memory
@@ -255,12 +272,12 @@ class SharedMemoryTransport(MpiTransport):
                 mapped.popitem(last=False)
         return memory
 
-    def _slab_of(self, buf: np.ndarray) -> _Slab | None:
+    def _slab_of(self, buf: np.ndarray) -> _Slab:
         address = buf.ctypes.data
-        for slab in self._slabs.values():
+        for slab in list(self._slabs.values()):
             if slab.start <= address and address + buf.size <= slab.start + slab.nbytes:
                 return slab
-        return None
+        raise AssertionError("what is lent lies in memory from allocate()")
 
     def _drop(self, slab: _Slab) -> None:
         del self._slabs[slab.serial]

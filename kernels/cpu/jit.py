@@ -46,8 +46,8 @@ class _Cache(FunctionCache):
 
     def save_overload(self, signature: Any, data: Any) -> None:
         Path(self._cache_path).mkdir(parents=True, exist_ok=True)
-        with open(Path(self._cache_path, "collcomp.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(Path(self._cache_path, "collcomp.lock"), "w") as lock, contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # some network file systems have no locks: then nothing is saved
             super().save_overload(signature, data)
 
 
