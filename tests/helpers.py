@@ -30,7 +30,7 @@ def outcomes(size, program, *args, **options):
     def main(comm):
         try:
             found[comm.rank] = program(comm, *args)
-        except Exception as error:
+        except BaseException as error:  # pytest's own failures are no Exception
             found[comm.rank] = error
 
     comms = collcomp.local.communicators(size, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
@@ -21,6 +22,10 @@ _SEQUENCE = struct.Struct("<I")
 # are common in tests, and a progress thread must not take the core that the program computes on.
 _POLLS_BEFORE_SLEEP = 200
 _SLEEP_S = 50e-6
+# What `calibrate` sends, and the smallest and largest segment for links up to so many bytes a second: small ones keep
+# the flows over slow links even, large ones spare the processor, which is what limits fast links.
+_PROBE_NBYTES = 512 << 10
+_SEGMENTS = ((60e6, (64 << 10, 512 << 10)), (250e6, (64 << 10, 1 << 20)), (math.inf, (4 << 20, 4 << 20)))
 
 
 class MpiRequest:
@@ -56,6 +61,18 @@ class MpiTransport(Transport):
         self._unfinished: list[MpiRequest] = []
         self._unfinished_lock = threading.Lock()
         self._notices: dict[int, tuple[int, str]] = {}
+
+    def calibrate(self) -> None:
+        """Choose the size of segments by the slowest link between neighbours. Collective."""
+        sent, received = np.zeros(_PROBE_NBYTES, np.uint8), np.empty(_PROBE_NBYTES, np.uint8)
+        right, left = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        for _ in range(2):  # the first one also connects
+            self._comm.Barrier()
+            started = time.perf_counter()
+            self._comm.Sendrecv([sent, MPI.BYTE], right, 0, [received, MPI.BYTE], left, 0)
+            seconds = time.perf_counter() - started
+        rate = _PROBE_NBYTES / self._comm.allreduce(seconds, MPI.MAX)
+        self.segment_nbytes = next(nbytes for limit, nbytes in _SEGMENTS if rate <= limit)
 
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf, sends=True)

@@ -44,7 +44,9 @@ def mpi_transport(comm: MPI.Intracomm) -> MpiTransport:
         shared = SharedMemoryTransport(comm)
         if shared.connect():
             return shared
-    return MpiTransport(comm)
+    transport = MpiTransport(comm)
+    transport.calibrate()
+    return transport
 
 
 @dataclass(frozen=True, slots=True)
