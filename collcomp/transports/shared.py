@@ -210,9 +210,9 @@ class SharedMemoryTransport(MpiTransport):
                 raise TransportError(f"MPI: {error.Get_error_string()}") from error
         done = [i for i, request in enumerate(requests) if isinstance(request, _SharedRequest) and request.complete]
         for i in done:
-            error = requests[i].error  # type: ignore[attr-defined]
-            if error is not None:
-                raise error
+            problem = requests[i].error  # type: ignore[attr-defined]
+            if problem is not None:
+                raise problem
         others = [i for i, request in enumerate(requests) if not isinstance(request, _SharedRequest)]
         if others:
             done += [others[i] for i in super()._completed([requests[i] for i in others])]
