@@ -28,10 +28,7 @@ _GRACE_SECONDS = 5
 
 _COMMON_ENVIRONMENT = {
     # Ranks share the cores: a pool of threads in each would measure the scheduler.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
+    **testbed.ONE_THREAD,
     "PYTHONUNBUFFERED": "1",
 }
 
