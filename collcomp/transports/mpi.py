@@ -25,7 +25,7 @@ _SLEEP_S = 50e-6
 # What `calibrate` sends, and the smallest and largest segment for links up to so many bytes a second: small ones keep
 # the flows over slow links even, large ones spare the processor, which is what limits fast links.
 _PROBE_NBYTES = 512 << 10
-_SEGMENTS = ((60e6, (64 << 10, 512 << 10)), (250e6, (64 << 10, 1 << 20)), (math.inf, (4 << 20, 4 << 20)))
+_SEGMENTS = ((60e6, (64 << 10, 512 << 10)), (160e6, (64 << 10, 1 << 20)), (math.inf, (4 << 20, 4 << 20)))
 
 
 class MpiRequest:
