@@ -15,7 +15,7 @@ from collcomp.codecs import Codec, Identity, as_codec
 from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, FrameError
 from collcomp.frame import Frame
-from collcomp.policies import is_float
+from collcomp.policies import Call, unsuited
 from collcomp.request import Request, Watcher
 from collcomp.transports import Request as TransferRequest
 from collcomp.transports import Transport
@@ -77,7 +77,7 @@ class Messages:
         """Encode `buf` and start to send it."""
         started = time.perf_counter()
         values = as_buffer(buf, "buf").flat
-        chosen = _codec_for(values, codec)
+        chosen = self._codec_for(values, codec)
         frame = np.empty(chosen.max_encoded_nbytes(values.size, values.dtype), np.uint8)
         nbytes = chosen.encode(values, frame, stream=next(self._streams))
         request = self._transport.isend(frame[:nbytes], dest, tag)
@@ -92,7 +92,7 @@ class Messages:
         """Expect a frame; `buf` may be longer than what it holds."""
         started = time.perf_counter()
         buffer = as_buffer(buf, "buf", writable=True)
-        chosen = _codec_for(buffer.flat, codec)
+        chosen = self._codec_for(buffer.flat, codec)
         memory = np.empty(chosen.max_encoded_nbytes(buffer.flat.size, buffer.flat.dtype), np.uint8)
         request = self._transport.irecv(memory, source, tag)
 
@@ -113,15 +113,16 @@ class Messages:
 
     def check(self, buf: Any, codec: str | Codec | None, name: str, *, writable: bool = False) -> None:
         """Raise what `post_send` and `post_recv` would of a wrong `buf` or `codec`."""
-        _codec_for(as_buffer(buf, name, writable=writable).flat, codec)
+        self._codec_for(as_buffer(buf, name, writable=writable).flat, codec)
 
     def in_background(self, transfer: Transfer) -> Request:
         """A request that is over when `transfer` is, without anybody waiting for it."""
         return self._watcher.watch(transfer.request, transfer.complete, transfer.deadline)
 
-
-def _codec_for(values: np.ndarray, codec: str | Codec | None) -> Codec:
-    chosen = Identity() if codec is None else as_codec(codec)
-    if not chosen.lossless and not is_float(values.dtype):
-        raise TypeError(f"dtype: {values.dtype} never meets a lossy codec ({chosen.spec})")
-    return chosen
+    def _codec_for(self, values: np.ndarray, codec: str | Codec | None) -> Codec:
+        chosen = Identity() if codec is None else as_codec(codec)
+        call = Call("send", values.nbytes, values.dtype, None, self._transport.size, uniform=False)
+        problem = unsuited(call, chosen)
+        if problem is not None:
+            raise TypeError(problem)
+        return chosen

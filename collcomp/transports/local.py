@@ -7,12 +7,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from collcomp.errors import FrameError
 from collcomp.transports.base import Request, Transport
+from collcomp.transports.queues import take_oldest
 
 __all__ = ["LocalTransport", "local_transports"]
 
@@ -62,7 +62,7 @@ class LocalTransport(Transport):
         fabric, route = self._fabric, (self.rank, dest, tag)
         send = _LocalRequest(buf, self.rank, tag)
         with fabric.changed:
-            receive = _first(fabric.receives, route)
+            receive = take_oldest(fabric.receives, route)
             if receive is not None:
                 _deliver(send, receive)
                 fabric.changed.notify_all()
@@ -78,7 +78,7 @@ class LocalTransport(Transport):
         fabric, route = self._fabric, (source, self.rank, tag)
         receive = _LocalRequest(buf, source, tag)
         with fabric.changed:
-            send = _first(fabric.sends, route)
+            send = take_oldest(fabric.sends, route)
             if send is not None:
                 _deliver(send, receive)
                 fabric.changed.notify_all()
@@ -122,17 +122,6 @@ class LocalTransport(Transport):
         with self._fabric.changed:
             self._fabric.left = self._fabric.left or (self.rank, text)
             self._fabric.changed.notify_all()
-
-
-def _first(queues: dict[tuple[int, int, int], deque[_LocalRequest]], route: tuple[int, int, int]) -> Any:
-    """The oldest request of `route`, taken out of its queue; None when there is none."""
-    queue = queues.get(route)
-    if not queue:
-        return None
-    request = queue.popleft()
-    if not queue:
-        del queues[route]
-    return request
 
 
 def _deliver(send: _LocalRequest, receive: _LocalRequest) -> None:

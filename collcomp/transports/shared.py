@@ -25,6 +25,7 @@ from mpi4py import MPI
 from collcomp.errors import FrameError, TransportError
 from collcomp.transports.base import Request
 from collcomp.transports.mpi import MpiTransport
+from collcomp.transports.queues import take_oldest
 
 __all__ = ["SharedMemoryTransport", "mpi_transport"]
 
@@ -166,11 +167,9 @@ class SharedMemoryTransport(MpiTransport):
     def borrow(self, source: int, tag: int) -> Request:
         request = _SharedRequest(_NOTHING, source, tag)
         with self._lock:
-            arrivals = self._arrivals.get((source, tag))
-            if arrivals:
-                self._accept(request, arrivals.popleft())
-                if not arrivals:
-                    del self._arrivals[source, tag]
+            place = take_oldest(self._arrivals, (source, tag))
+            if place is not None:
+                self._accept(request, place)
             else:
                 self._borrowed[source, tag].append(request)
         return request
@@ -220,11 +219,8 @@ class SharedMemoryTransport(MpiTransport):
 
     def _read_note(self, source: int, kind: int, tag: int, *place: int) -> None:
         route = (source, tag)
-        waiting = (self._lent if kind == _READ else self._borrowed).get(route)
-        if waiting:
-            request = waiting.popleft()
-            if not waiting:
-                del (self._lent if kind == _READ else self._borrowed)[route]
+        request = take_oldest(self._lent if kind == _READ else self._borrowed, route)
+        if request is not None:
             if kind == _READ:
                 request.complete = True
             else:
