@@ -264,7 +264,7 @@ class Communicator:
             Envelope(operation.message.flat.dtype, operation.message.flat.size, operation.sequence & 0xFFFFFFFF),
             scratch,
             deadline=self.deadline,
-            residual=operation.residual,
+            memory=operation.memory,
             measure_error=self.measure_error,
         )
         try:

@@ -1,6 +1,6 @@
-"""Error feedback: what a codec left out of a tensor is added to it the next time.
+"""What is remembered of a tensor from call to call: what a codec left out of it, to be added the next time.
 
-Residuals are keyed by the tensor's own name, not by a bucket or a position, so that they outlive changes of both.
+Keyed by the tensor's own name, not by a bucket or a position, so that it outlives changes of both.
 
 Source: Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback fixes
 SignSGD", ICML 2019.
@@ -8,53 +8,170 @@ SignSGD", ICML 2019.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from collcomp.codecs.base import working_dtype
+from collcomp.codecs.base import Codec
 
-__all__ = ["Residuals"]
+__all__ = ["Memory", "Residuals", "reshard"]
+
+
+class Memory:
+    """What is remembered of one tensor.
+
+    Attributes
+    ----------
+    residual : ndarray, shape (count,), or None
+        None for a codec that remembers something else only.
+    states : dict
+        What a stateful codec remembers besides, by (start, stop) of the part of the tensor that it encoded at once.
+    """
+
+    def __init__(self, residual: np.ndarray | None) -> None:
+        self.residual = residual
+        self.states: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+    def part(self, part: slice) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Residual and state of a part of the tensor, both to be updated in place."""
+        residual = None if self.residual is None else self.residual[part]
+        return residual, self.states.setdefault((part.start, part.stop), {})
 
 
 class Residuals:
-    """The residual of each key, in working dtype, zero at first."""
+    """The memory of each key; residuals are zero at first."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, np.ndarray] = {}
+        self._by_key: dict[str, Memory] = {}
+        self._learning_rate: float | None = None
 
-    def get(self, key: str, count: int, dtype: np.dtype) -> np.ndarray:
-        """The residual of tensor `key`, shape (count,), to be updated in place.
+    def get(self, key: str, count: int, dtype: np.dtype, codec: Codec) -> Memory:
+        """The memory of tensor `key`, which has `count` elements of `dtype` and is encoded by `codec`.
 
         Raises
         ------
         ValueError
-            When `key` was used with another count or dtype before.
+            When `key` was used with another count, dtype, or kind of codec before.
         """
-        dtype = working_dtype(dtype)
-        residual = self._by_key.get(key)
-        if residual is None:
-            residual = self._by_key[key] = np.zeros(count, dtype)
-        elif residual.size != count or residual.dtype != dtype:
+        kept = codec.residual_dtype(dtype)
+        memory = self._by_key.get(key)
+        if memory is None:
+            memory = self._by_key[key] = Memory(np.zeros(count, kept) if codec.feedback else None)
+        elif (memory.residual is not None) != codec.feedback:
+            raise ValueError(f"key: {key!r} was used with{'out' * codec.feedback} feedback, now for {codec.spec!r}")
+        elif memory.residual is not None and (memory.residual.size != count or memory.residual.dtype != kept):
             raise ValueError(
-                f"key: {key!r} was used for {residual.size} elements of {residual.dtype}, now for {count} of {dtype}"
+                f"key: {key!r} was used for {memory.residual.size} elements of {memory.residual.dtype}, "
+                f"now for {count} of {kept}"
             )
-        return residual
+        return memory
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The step size that the next calls' gradients are multiplied by; None unless it was set.
+
+        Residuals are gradients that wait to be applied. Where the step size changes, set it before each step: what
+        waits is scaled by old / new, so that it is applied with the step size of its own time, and the parameters
+        follow the path of uncompressed training exactly but for what still waits.
+
+        Source: Zheng, Huang, and Kwok, "Communication-efficient distributed blockwise momentum SGD with
+        error-feedback", NeurIPS 2019.
+        """
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(f"learning_rate: expected a number above 0, got {value!r}")
+        old, self._learning_rate = self._learning_rate, value
+        if old is None or value is None or old == value:
+            return
+        for memory in self._by_key.values():
+            if memory.residual is None:
+                continue
+            if memory.residual.dtype.kind == "f":
+                memory.residual *= memory.residual.dtype.type(old / value)
+            for state in memory.states.values():
+                if "scales" in state:  # of a residual of integers
+                    state["scales"] *= state["scales"].dtype.type(old / value)
 
     def norm(self, key: str) -> float:
         """Euclidean norm of the residual of `key`; 0 when there is none."""
-        residual = self._by_key.get(key)
-        return 0.0 if residual is None else float(np.linalg.norm(residual))
+        memory = self._by_key.get(key)
+        return 0.0 if memory is None or memory.residual is None else float(np.linalg.norm(memory.residual))
 
     def reset(self, key: str | None = None) -> None:
-        """Forget the residual of `key`, or all."""
+        """Forget `key`, or all."""
         if key is None:
             self._by_key.clear()
         else:
             self._by_key.pop(key, None)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all residuals by key, for a checkpoint."""
-        return {key: residual.copy() for key, residual in self._by_key.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all, for a checkpoint: dicts of strings, numbers and arrays."""
+        return {
+            "learning_rate": self._learning_rate,
+            "residuals": {key: m.residual.copy() for key, m in self._by_key.items() if m.residual is not None},
+            "states": {
+                key: {
+                    f"{start}:{stop}": {name: np.array(value) for name, value in state.items()}
+                    for (start, stop), state in memory.states.items()
+                    if state
+                }
+                for key, memory in self._by_key.items()
+            },
+        }
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self._by_key = {key: np.array(residual) for key, residual in state.items()}
+        self._learning_rate = state["learning_rate"]
+        self._by_key = {}
+        for key, parts in state["states"].items():
+            residual = state["residuals"].get(key)
+            memory = self._by_key[key] = Memory(None if residual is None else np.array(residual))
+            for name, values in parts.items():
+                start, _, stop = name.partition(":")
+                memory.states[int(start), int(stop)] = {name: np.array(value) for name, value in values.items()}
+
+
+def reshard(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state that every rank starts from when the number of ranks changes.
+
+    Each new rank gets the mean over the old ranks' residuals: what the mean gradient still lacks stays the same. Of
+    what codecs remember besides, only what all old ranks agree on is kept; residuals of integers are not kept.
+
+    Parameters
+    ----------
+    states : sequence of dict
+        `Residuals.state_dict` of every old rank, by rank.
+    """
+    if not states:
+        raise ValueError("states: expected the state of at least one rank, got none")
+    keys = list(dict.fromkeys(key for state in states for key in state["states"]))
+    residuals = {}
+    for key in keys:
+        found = [state["residuals"][key] for state in states if key in state["residuals"]]
+        if found and found[0].dtype.kind == "f":
+            total = np.zeros(found[0].size)
+            for residual in found:
+                total += residual
+            residuals[key] = (total / len(states)).astype(found[0].dtype)
+    return {
+        "learning_rate": states[0]["learning_rate"],
+        "residuals": residuals,
+        "states": {key: _agreed([state["states"].get(key, {}) for state in states]) for key in keys},
+    }
+
+
+def _agreed(states: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, np.ndarray]]:
+    first, *others = states
+    return {
+        part: {name: value.copy() for name, value in values.items()}
+        for part, values in first.items()
+        if all(_equal(values, other.get(part, {})) for other in others)
+    }
+
+
+def _equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
 from collcomp.collectives import ALGORITHMS, NATIVE, Plan
-from collcomp.feedback import Residuals
+from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
 from collcomp.policies import Call, Policy, plan_for, unsuited
 
@@ -63,7 +61,8 @@ class Operation:
     outputs : list of Buffer
         Buffers to be committed at the end.
     key : str or None
-    residual : ndarray or None
+    memory : Memory or None
+        What is remembered of the tensor, where the codec remembers anything.
     sequence : int
         Its number on its communicator, equal on all ranks.
     """
@@ -74,7 +73,7 @@ class Operation:
     args: tuple[Any, ...]
     outputs: list[Buffer]
     key: str | None = None
-    residual: np.ndarray | None = None
+    memory: Memory | None = None
     sequence: int = 0
 
     @property
@@ -255,14 +254,14 @@ class Planner:
         nbytes = flat.nbytes if nbytes is None else nbytes
         call = Call(collective, nbytes, flat.dtype, op, self.size, how.key, uniform)
         plan = self._plan(call, how)
-        residual = None
+        memory = None
         if plan.algorithm != NATIVE:
             dtype_code(flat.dtype)
             if message.device != "cpu":
                 raise TypeError(f"buffer: on {message.device}, codec {plan.codec.spec!r} has kernels for cpu only")
-            if plan.codec.feedback and op is not None and how.key is not None:
-                residual = self.residuals.get(how.key, flat.size, flat.dtype)
-        return Operation(collective, plan, message, args, outputs, how.key, residual)
+            if plan.codec.needs_key and op is not None and how.key is not None:
+                memory = self.residuals.get(how.key, flat.size, flat.dtype, plan.codec)
+        return Operation(collective, plan, message, args, outputs, how.key, memory)
 
     def _plan(self, call: Call, how: How) -> Plan:
         if how.codec is None:

@@ -68,9 +68,9 @@ def test_residual_by_key():
     on = planner()
     first = prepare("allreduce", uniform(8), uniform(8), on=on, codec="int4:feedback", key="w")
     again = prepare("allreduce", uniform(8), uniform(8), on=on, codec="int4:feedback", key="w")
-    assert first.residual is again.residual
-    assert prepare("allreduce", uniform(8), uniform(8), on=on, codec="int4", key="w").residual is None
-    assert prepare("bcast", uniform(8), on=on, codec="int4:feedback", key="w").residual is None
+    assert first.memory is again.memory
+    assert prepare("allreduce", uniform(8), uniform(8), on=on, codec="int4", key="w").memory is None
+    assert prepare("bcast", uniform(8), on=on, codec="int4:feedback", key="w").memory is None
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -33,9 +33,10 @@ class Codec(ABC):
     Subclasses are frozen dataclasses: their fields are their whole configuration, which gives `repr`, `==`, `hash`,
     `spec` and `get_config` for free. They are stateless; what an operation has to remember (residuals) is passed in.
 
-    A family implements `max_payload_nbytes`, `_encode` and `_decode`; it overrides `_decode_add`, `_encode_keep` and
-    `_encode_feedback` where one fused pass is faster. The underscored methods see values in a working dtype (float32
-    or float64) and the bare payload; the public ones add the header, its checks, and 16-bit floats.
+    A family implements `max_payload_nbytes`, `_encode` and `_decode`; it overrides `_decode_add`, `_encode_keep`,
+    `_encode_feedback` and `_encode_sum` where one fused pass is faster, and `reduction` where its payloads add. The
+    underscored methods see the bare payload and values in a working dtype (float32 or float64), those of a lossless
+    codec in any dtype that can travel; the public ones add the header, its checks, and 16-bit floats.
     """
 
     #: Name in specs.
@@ -46,14 +47,20 @@ class Codec(ABC):
     summary: ClassVar[str]
     #: Decoding gives back the very bits.
     lossless: ClassVar[bool] = False
-    #: Encoded payloads may be added without decoding.
+    #: There is a `reduction`: encoded values are added without decoding them.
     summable: ClassVar[bool] = False
     #: x <= y implies decoded(x) <= decoded(y) for any two elements anywhere, so MAX and MIN keep their meaning.
     monotone: ClassVar[bool] = False
     #: Frames hold a selection of the elements: sums are gathered, not re-encoded.
     sparse: ClassVar[bool] = False
+    #: A part of a message is encoded in one piece, never in segments.
+    whole: ClassVar[bool] = False
     #: The payload is the message's own bytes, so it may be sent from and received into the user's memory.
     verbatim: ClassVar[bool] = False
+    #: Remembers more between calls with the same key than a residual.
+    stateful: ClassVar[bool] = False
+    #: The parameter that a spec may give without its name, first: ``"numcodecs:zstd"``.
+    positional: ClassVar[str | None] = None
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -63,7 +70,7 @@ class Codec(ABC):
 
     @abstractmethod
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
-        """Upper bound of the payload of `count` elements of working dtype `dtype`, whatever their values."""
+        """Upper bound of the payload of `count` elements as the underscored methods see them, whatever their values."""
 
     @abstractmethod
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
@@ -74,9 +81,9 @@ class Codec(ABC):
         """Decode into `dst` (`frame.count` elements); `FrameError` when the payload contradicts the header."""
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        decoded = np.empty_like(acc)
+        decoded = np.empty(acc.size, frame.dtype if self.lossless else acc.dtype)
         self._decode(frame, decoded)
-        acc += decoded
+        np.add(acc, decoded, out=acc, casting="same_kind")
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         nbytes, extra = self._encode(src, payload, stream)
@@ -84,8 +91,12 @@ class Codec(ABC):
         return nbytes, extra
 
     def _encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
+        """Encode ``src + residual`` and update `residual` (None for a `stateful` codec without feedback).
+
+        `state` is for what else a `stateful` codec remembers of this part of the tensor: empty at first.
+        """
         residual += src
         nbytes, extra = self._encode(residual, payload, stream)
         decoded = np.empty_like(residual)
@@ -107,11 +118,51 @@ class Codec(ABC):
     ) -> tuple[int, int] | None:
         return None
 
+    def residual_dtype(self, dtype: np.dtype) -> np.dtype:
+        """The dtype that residuals of messages of `dtype` are kept in."""
+        return working_dtype(dtype)
+
+    def reduction(
+        self,
+        src: np.ndarray,
+        dst: np.ndarray,
+        size: int,
+        *,
+        shared: int,
+        stream: int,
+        residual: np.ndarray | None,
+        state: dict[str, np.ndarray],
+    ) -> Iterator[tuple[np.ndarray, str]]:
+        """Sum `src` over all ranks in rounds of plain reductions; a generator.
+
+        Each round yields an array and ``"sum"``, ``"max"`` or ``"or"``. The caller replaces the array's elements by
+        their reduction over all ranks and resumes; integers are reduced exactly and wrap around, floats are summed in
+        rank order, so every rank sees the same bits. At the end `dst` holds the sum of the operands that the ranks
+        encoded, the same bits on every rank.
+
+        Parameters
+        ----------
+        src, dst : ndarray, shape (count,)
+            Of a working dtype; may be the same array.
+        size : int
+            Number of ranks; all yield arrays of the same shapes and dtypes.
+        shared, stream : int
+            Numbers of random streams: one that all ranks draw alike, and this rank's own.
+        residual, state
+            As in `_encode_feedback`; `residual` is None without feedback.
+        """
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ what callers use
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether reductions have to name the tensor, for what this codec remembers of it."""
+        return self.feedback or self.stateful
 
     def max_encoded_nbytes(self, count: int, dtype: np.dtype) -> int:
         """Upper bound of the frame of `count` elements of a message of `dtype`, in bytes, header included."""
-        return HEADER_NBYTES + self.max_payload_nbytes(count, dtype if self.verbatim else working_dtype(dtype))
+        return HEADER_NBYTES + self.max_payload_nbytes(count, dtype if self.lossless else working_dtype(dtype))
 
     def encode(self, src: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0) -> int:
         """Encode `src` into the frame `dst`.
@@ -119,7 +170,8 @@ class Codec(ABC):
         Parameters
         ----------
         src : ndarray, shape (count,)
-            The values; float32 or float64, or a 16-bit float, which is widened first.
+            The values; float32 or float64, or a 16-bit float, which is widened first. For a lossless codec, of any
+            dtype that can travel; cast to the envelope's if they are of another.
         dst : ndarray of uint8
             At least `max_encoded_nbytes` long, aligned to 64 bytes for speed.
         envelope : Envelope, optional
@@ -132,14 +184,19 @@ class Codec(ABC):
         int
             Bytes written.
         """
-        values = self._widen(src)
+        values = self._prepared(src, envelope)
         return self._finish(dst, src, envelope, self._encode(values, dst[HEADER_NBYTES:], stream))
 
     def encode_keep(
         self, src: np.ndarray, kept: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
     ) -> int:
         """`encode`, and write what a receiver will decode into `kept` (may be `src` itself, or a narrower dtype)."""
-        values = self._widen(src)
+        values = self._prepared(src, envelope)
+        if self.lossless:
+            written = self._finish(dst, src, envelope, self._encode(values, dst[HEADER_NBYTES:], stream))
+            if not np.may_share_memory(values, kept):
+                kept[...] = values
+            return written
         wide = kept if kept.dtype == values.dtype else np.empty_like(values)
         written = self._finish(dst, src, envelope, self._encode_keep(values, wide, dst[HEADER_NBYTES:], stream))
         if wide is not kept:
@@ -184,24 +241,52 @@ class Codec(ABC):
         return None if outcome is None else self._finish(dst, own, envelope, outcome)
 
     def encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
+        self,
+        src: np.ndarray,
+        residual: np.ndarray | None,
+        dst: np.ndarray,
+        envelope: Envelope | None = None,
+        stream: int = 0,
+        state: dict[str, np.ndarray] | None = None,
     ) -> int:
-        """Encode ``src + residual`` and leave in `residual` (working dtype) what did not fit into the frame."""
-        values = self._widen(src)
-        outcome = self._encode_feedback(values, residual, dst[HEADER_NBYTES:], stream)
+        """Encode ``src + residual`` and leave in `residual` what did not fit into the frame.
+
+        Parameters
+        ----------
+        residual : ndarray, shape (count,), or None
+            Of `residual_dtype`; None for a `stateful` codec without feedback.
+        state : dict, optional
+            What a `stateful` codec remembers besides, to be given again with the next values of the same tensor.
+        src, dst, envelope, stream
+            As for `encode`.
+
+        Returns
+        -------
+        int
+            Bytes written.
+        """
+        values = self._prepared(src, envelope)
+        outcome = self._encode_feedback(
+            values,
+            residual,
+            dst[HEADER_NBYTES:],
+            stream,
+            {} if state is None else state,  # type: ignore[arg-type]
+        )
         return self._finish(dst, src, envelope, outcome)
 
     def decode(self, frame: Frame, dst: np.ndarray) -> None:
         """Decode `frame` into `dst` (its message's dtype or its working dtype); `FrameError` when it does not fit."""
         self.check(frame, dst.size)
         self._check_dtype(frame, dst.dtype)
-        if dst.dtype in _NARROW and not self.verbatim:
-            wide = np.empty(dst.size, np.float32)
-            self._decode(frame, wide)
-            with np.errstate(over="ignore"):
-                dst[...] = wide
-        else:
+        seen = frame.dtype if self.lossless else working_dtype(dst.dtype)
+        if self.verbatim or dst.dtype == seen:
             self._decode(frame, dst)
+        else:
+            decoded = np.empty(dst.size, seen)
+            self._decode(frame, decoded)
+            with np.errstate(over="ignore"):
+                dst[...] = decoded
 
     def decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         """Decode `frame` and add it to `acc` (working dtype)."""
@@ -235,9 +320,10 @@ class Codec(ABC):
         parts = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if value != field.default:
+            if value != field.default and not isinstance(value, Codec):
                 parts.append(field.name if value is True else f"{field.name}={value}")
-        return self.codec_id + (":" + ",".join(parts) if parts else "")
+        inner = getattr(self, "inner", None)
+        return self.codec_id + (":" + ",".join(parts) if parts else "") + (f"+{inner.spec}" if inner else "")
 
     @cached_property
     def digest(self) -> int:
@@ -246,7 +332,9 @@ class Codec(ABC):
 
     def get_config(self) -> dict[str, Any]:
         """The configuration as a JSON-able dict; `collcomp.codecs.from_config` gives the codec back."""
-        return {"codec": self.codec_id, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        inner = {name: value.get_config() for name, value in values.items() if isinstance(value, Codec)}
+        return {"codec": self.codec_id, **values, **inner}
 
     # ------------------------------------------------------------------ helpers
 
@@ -255,8 +343,10 @@ class Codec(ABC):
         self.write_header(dst, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
-    def _widen(self, src: np.ndarray) -> np.ndarray:
-        if self.verbatim or src.dtype in _WIDE:
+    def _prepared(self, src: np.ndarray, envelope: Envelope | None) -> np.ndarray:
+        if self.lossless:
+            return src if envelope is None else src.astype(envelope.dtype, copy=False)
+        if src.dtype in _WIDE:
             return src
         if src.dtype in _NARROW:
             return src.astype(np.float32)
@@ -264,7 +354,7 @@ class Codec(ABC):
 
     def _check_dtype(self, frame: Frame, dtype: np.dtype) -> None:
         expected = working_dtype(dtype)
-        if working_dtype(frame.dtype) != expected or not (self.verbatim or expected in _WIDE):
+        if working_dtype(frame.dtype) != expected or not (self.lossless or expected in _WIDE):
             raise FrameError(f"dtype: the sender's frame holds {frame.dtype}, this rank expects {dtype}")
 
     def _frame_of(self, src: np.ndarray, payload: np.ndarray, extra: int) -> Frame:

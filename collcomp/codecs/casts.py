@@ -42,7 +42,7 @@ class _Cast(Codec):
         return 2 * src.size, 0
 
     def _encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
         cpu.load("casts").encode_feedback(src, residual, self._codes(payload, src.size))
         return 2 * src.size, 0

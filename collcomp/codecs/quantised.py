@@ -88,7 +88,7 @@ class _BlockQuantiser(Codec):
         return self._run(encode_sum, (own, kept), payload, stream)
 
     def _encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
         return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
 

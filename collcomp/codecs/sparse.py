@@ -80,7 +80,7 @@ class TopK(Codec):
         return self._select(src, None, payload)
 
     def _encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
         outcome = self._select(residual, src, payload)
         if src.size:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.registry import CODECS
 
 __all__ = ["as_codec", "from_config"]
+
+#: Between two codecs; not the sign of an exponent.
+_PLUS = re.compile(r"\+(?=\s*[a-z])")
 
 
 def as_codec(what: str | Codec) -> Codec:
@@ -18,7 +22,9 @@ def as_codec(what: str | Codec) -> Codec:
     Parameters
     ----------
     what : str or Codec
-        ``"int8"``, ``"int4:block=128,feedback"``, ``"topk:ratio=0.01"``, or a codec, which is returned as it is.
+        ``"int8"``, ``"int4:block=128,feedback"``, ``"topk:ratio=0.01"``, ``"numcodecs:zstd,level=3"``,
+        ``"hadamard+int4"`` (what stands before ``+`` transforms the values for the codec after it), or a codec, which
+        is returned as it is.
 
     Raises
     ------
@@ -34,11 +40,18 @@ def as_codec(what: str | Codec) -> Codec:
 
 @functools.lru_cache
 def _parse(spec: str) -> Codec:
-    name, _, rest = spec.partition(":")
+    outer, *inner = _PLUS.split(spec, maxsplit=1)
+    name, _, rest = outer.partition(":")
     config: dict[str, Any] = {"codec": name.strip()}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
+    cls = CODECS.get(config["codec"])
+    for number, part in enumerate(filter(None, (p.strip() for p in rest.split(",")))):
         key, equals, value = (p.strip() for p in part.partition("="))
-        config[key] = _literal(value) if equals else True
+        if not (equals or number) and cls is not None and cls.positional:
+            config[cls.positional] = _literal(key)
+        else:
+            config[key] = _literal(value) if equals else True
+    if inner:
+        config["inner"] = _parse(inner[0]).get_config()
     return from_config(config)
 
 
@@ -53,6 +66,8 @@ def from_config(config: dict[str, Any]) -> Codec:
     for key in parameters:
         if key not in known:
             raise ValueError(f"codec: {name!r} has no parameter {key!r}; it has: {', '.join(known) or 'none'}")
+    if isinstance(parameters.get("inner"), dict):
+        parameters["inner"] = from_config(parameters["inner"])
     return cls(**parameters)
 
 

@@ -49,7 +49,8 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
                 return
         acc = recv[seg] if sum_there else ex.array(seg.stop - seg.start)
         reduce_in_rank_order(ex, send[seg], incoming, acc, op)
-        ex.send(ex.encode(acc, _result(seg.start), part=seg, kept=recv[seg]), ex.peers, _result(k))
+        result = ex.encode(acc, _result(seg.start), part=seg, kept=recv[seg], divisor=ex.size if op == "avg" else 1)
+        ex.send(result, ex.peers, _result(k))
         if not sum_there and not ex.codec.verbatim:
             ex.recycle(acc)
 
@@ -70,7 +71,8 @@ def reduce(ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, roo
         if recv is not None:
             recv[seg] = acc
         else:
-            ex.send(ex.encode(acc, _result(seg.start), part=seg), root, _result(k))
+            result = ex.encode(acc, _result(seg.start), part=seg, divisor=ex.size if op == "avg" else 1)
+            ex.send(result, root, _result(k))
 
     _expect_operands(ex, parts[ex.rank], deliver)
     if recv is not None:

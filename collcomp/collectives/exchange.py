@@ -16,6 +16,7 @@ import numpy as np
 from collcomp.codecs.base import working_dtype
 from collcomp.collectives.plan import Plan
 from collcomp.errors import DeadlineError, FrameError
+from collcomp.feedback import Memory
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 from collcomp.scratch import Scratch
 from collcomp.transports.base import Request, Transport
@@ -85,8 +86,8 @@ class Exchange:
         Memory for frames; nothing else may use it until `finish` has returned.
     deadline : float
         Seconds without anything arriving or leaving after which the operation fails.
-    residual : ndarray, optional
-        Error-feedback residual of the whole message.
+    memory : Memory, optional
+        What is remembered of the whole message, for codecs that remember.
     measure_error : bool
         Sum up the squared error of what this rank encodes.
     """
@@ -99,7 +100,7 @@ class Exchange:
         scratch: Scratch,
         *,
         deadline: float,
-        residual: np.ndarray | None = None,
+        memory: Memory | None = None,
         measure_error: bool = False,
     ) -> None:
         self.transport = transport
@@ -117,7 +118,7 @@ class Exchange:
         self.error_sq = 0.0 if measure_error else None
         # Frames and headers are lent; values that are sent from where they lie are not in memory that can be.
         self._lends = transport.shares_memory
-        self._residual = residual
+        self._memory = memory
         self._scratch = scratch
         self._deadline = deadline
         self._tag = envelope.sequence * _CHANNELS
@@ -141,7 +142,7 @@ class Exchange:
 
         Sender and receiver both know the part, and so cut it alike.
         """
-        if self.codec.sparse or part.start >= part.stop:
+        if self.codec.whole or self.codec.sparse or part.start >= part.stop:
             return [part]
         smallest, largest = self.transport.segment_nbytes
         nbytes = (part.stop - part.start) * self.envelope.dtype.itemsize // _SEGMENTS_PER_PART
@@ -167,6 +168,7 @@ class Exchange:
         part: slice | None = None,
         kept: np.ndarray | None = None,
         total: int | None = None,
+        divisor: int = 1,
     ) -> Outgoing:
         """Encode `values`.
 
@@ -183,18 +185,17 @@ class Exchange:
             Gets what the receivers will decode.
         total : int, optional
             Elements of the message between two ranks, where it is not the operation's own.
+        divisor : int
+            What `values` were divided by; residuals are those of operands.
         """
         envelope = self.envelope if total is None else replace(self.envelope, total=total)
         if self.codec.verbatim:
             return self._wrap(values, kept, envelope)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
-        if self._residual is not None and part is not None:
-            residual = self._residual[part]
-            nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream + place)
+        if self._memory is not None and part is not None:
+            nbytes = self._encode_feedback(values, place, self._memory.part(part), divisor, memory, envelope)
             if kept is not None:
                 self.codec.decode(Frame.read(memory[:nbytes]), kept)
-            if self.error_sq is not None:
-                self.error_sq += float(np.dot(residual, residual))
         elif kept is None and self.error_sq is None:
             nbytes = self.codec.encode(values, memory, envelope, self._stream + place)
         else:
@@ -205,7 +206,7 @@ class Exchange:
         self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray, divisor: int
     ) -> Outgoing | None:
         """Encode the sum of all ranks' operands in one pass, where the codec has one."""
-        if self._residual is not None or self.error_sq is not None:
+        if self._memory is not None or self.error_sq is not None:
             return None
         frames = [self.frame(one) for one in sorted(incoming, key=lambda one: one.source)]
         memory = self._scratch.take(self.codec.max_encoded_nbytes(own.size, self.envelope.dtype))
@@ -253,6 +254,26 @@ class Exchange:
         """The frame as its receivers will see it; its memory is kept until the operation is over."""
         outgoing.memory = ()
         return Frame.read(*outgoing.parts)
+
+    def _encode_feedback(
+        self,
+        values: np.ndarray,
+        place: int,
+        remembered: tuple[np.ndarray | None, dict[str, np.ndarray]],
+        divisor: int,
+        memory: np.ndarray,
+        envelope: Envelope,
+    ) -> int:
+        residual, state = remembered
+        scaled = divisor != 1 and residual is not None and residual.dtype == self.dtype
+        if scaled:
+            residual /= divisor
+        nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream + place, state)
+        if self.error_sq is not None and residual is not None and residual.dtype == self.dtype:
+            self.error_sq += float(np.dot(residual, residual))
+        if scaled:
+            residual *= divisor
+        return nbytes
 
     def _encode_keep(
         self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope

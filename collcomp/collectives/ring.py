@@ -45,7 +45,8 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
         else:
             if op == "avg":
                 acc /= size
-            ex.send(ex.encode(acc, seg.start, part=seg, kept=recv[seg]), right, channel(part, k, True))
+            result = ex.encode(acc, seg.start, part=seg, kept=recv[seg], divisor=size if op == "avg" else 1)
+            ex.send(result, right, channel(part, k, True))
         if not ex.codec.verbatim:
             ex.recycle(acc)
 

@@ -58,15 +58,15 @@ def unsuited(call: Call, codec: Codec) -> str | None:
         return f"dtype: {call.dtype} never meets a lossy codec ({codec.spec})"
     if call.op is None:
         return None
-    if codec.feedback and call.key is None:
+    if codec.needs_key and call.key is None:
         return f"key: None, codec {codec.spec!r} keeps a residual by the tensor's key"
-    if codec.feedback and call.op in ("max", "min"):
+    if codec.needs_key and call.op in ("max", "min"):
         return f"op: {call.op} has no use for residuals, which codec {codec.spec!r} keeps"
     if call.op == "avg" and not is_float(call.dtype):
         return f"dtype: an average of {call.dtype} is none"
     if call.op not in OPS:
         return f"op: {call.op} is only done natively, not with codec {codec.spec!r}"
-    if call.op in ("max", "min") and not codec.monotone:
+    if call.op in ("max", "min") and not (codec.monotone or codec.lossless):
         return f"op: {call.op} needs a codec that keeps the order of values, {codec.spec!r} does not"
     return None
 
@@ -79,5 +79,9 @@ def is_float(dtype: np.dtype) -> bool:
 def plan_for(call: Call, codec: Codec, algorithm: str | None = None, reason: str = "") -> Plan:
     """The plan that uses `codec` for `call`, with the default algorithm where none is given."""
     if algorithm is None:
-        algorithm = "gathered" if codec.sparse and call.collective in ("allreduce", "reduce") else "direct"
+        reduces = call.collective in ("allreduce", "reduce")
+        if codec.summable and call.collective == "allreduce":
+            algorithm = "summed"
+        else:
+            algorithm = "gathered" if codec.sparse and reduces else "direct"
     return Plan(algorithm, codec, reason=reason)
