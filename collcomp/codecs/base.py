@@ -70,7 +70,7 @@ class Codec(ABC):
 
     @abstractmethod
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
-        """Upper bound of the payload of `count` elements as the underscored methods see them, whatever their values."""
+        """Upper bound of the payload of `count` elements, as the underscored methods see them, whatever they are."""
 
     @abstractmethod
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
