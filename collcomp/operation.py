@@ -276,7 +276,7 @@ class Planner:
             raise ValueError(f"algorithm: 'native' does not take a codec, got {how.codec!r}")
         else:
             plan = plan_for(call, as_codec(how.codec), how.algorithm)
-        _check_algorithm(plan.algorithm, call.collective)
+        _check_algorithm(plan, call.collective)
         if plan.algorithm == NATIVE and not self.has_native:
             plan = plan_for(call, Identity(), "direct", plan.reason)
         if plan.algorithm != NATIVE:
@@ -300,10 +300,12 @@ class Planner:
             raise ValueError(f"root: {root} is not a rank, there are {self.size}")
 
 
-def _check_algorithm(algorithm: str, collective: str) -> None:
+def _check_algorithm(plan: Plan, collective: str) -> None:
     known = [NATIVE, *(name for name, functions in ALGORITHMS.items() if collective in functions)]
-    if algorithm not in known:
-        raise ValueError(f"algorithm: {algorithm!r} cannot do {collective}; known: {', '.join(known)}")
+    if plan.algorithm not in known:
+        raise ValueError(f"algorithm: {plan.algorithm!r} cannot do {collective}; known: {', '.join(known)}")
+    if plan.algorithm == "summed" and not plan.codec.summable:
+        raise ValueError(f"algorithm: 'summed' needs a codec that adds without decoding, {plan.codec.spec!r} does not")
 
 
 def _check_pair(send: Buffer, recv: Buffer) -> None:

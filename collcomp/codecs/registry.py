@@ -3,7 +3,9 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.packed import Packed
 from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.sparse import TopK
 
 __all__ = ["CODECS"]
@@ -15,4 +17,6 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "shared_int": SharedInt,
+    "packed": Packed,
 }

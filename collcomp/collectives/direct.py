@@ -16,7 +16,18 @@ import numpy as np
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.collectives.reduction import reduce_in_rank_order
 
-__all__ = ["allgather", "allreduce", "alltoall", "bcast", "chunks", "gather", "reduce", "reduce_scatter", "scatter"]
+__all__ = [
+    "allgather",
+    "allreduce",
+    "alltoall",
+    "bcast",
+    "chunks",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+    "sent_by_allreduce",
+]
 
 
 def _operand(number: int) -> int:
@@ -32,6 +43,13 @@ def chunks(count: int, size: int) -> list[slice]:
     """`count` elements in `size` parts that differ by one element at most."""
     edges = [count * i // max(1, size) for i in range(size + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def sent_by_allreduce(count: int, rank: int, size: int) -> int:
+    """Elements that `rank` sends when `count` are combined: the others' chunks, and its own to all others."""
+    mine = chunks(count, size)[rank]
+    own = mine.stop - mine.start
+    return count - own + own * (size - 1)
 
 
 def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from collcomp.codecs import Identity, Packed
 from collcomp.codecs.base import working_dtype
 from collcomp.collectives.plan import Plan
 from collcomp.errors import DeadlineError, FrameError
@@ -28,6 +30,8 @@ _LOOK_S = 0.05
 # Every frame between two ranks has a tag of its own, by operation and channel: frames may be sent in another order than
 # they are expected in, and what a failed operation left behind is never taken for another's.
 _CHANNELS = 1 << 16
+# Channels of one round of an operation that has several.
+_CHANNELS_A_ROUND = 1 << 13
 _SEGMENTS_PER_PART = 16
 
 
@@ -122,7 +126,9 @@ class Exchange:
         self._scratch = scratch
         self._deadline = deadline
         self._tag = envelope.sequence * _CHANNELS
-        self._stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
+        #: Numbers of random streams: this rank's own, and one that all ranks draw alike.
+        self.stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
+        self.shared_stream = envelope.sequence
         # What is under way, and beside each request who waits for it.
         self._requests: list[Request] = []
         self._owners: list[_Sending | _Expected] = []
@@ -134,6 +140,28 @@ class Exchange:
     def error_norm(self) -> float | None:
         """Euclidean norm of what this rank's encoding lost, where it is measured."""
         return None if self.error_sq is None else math.sqrt(self.error_sq)
+
+    def remembered(self, part: slice) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Residual and state of a part of the message; None and an empty dict where nothing is remembered."""
+        return (None, {}) if self._memory is None else self._memory.part(part)
+
+    @contextmanager
+    def nested(self, array: np.ndarray, number: int) -> Iterator[Exchange]:
+        """The exchange of round `number` of this operation, in which the integers or floats of `array` travel.
+
+        It is finished when the block ends.
+        """
+        plan = Plan("direct", Identity() if array.dtype.kind == "f" else Packed())
+        envelope = replace(self.envelope, dtype=array.dtype, total=array.size)
+        inner = Exchange(self.transport, plan, envelope, self._scratch, deadline=self._deadline)
+        inner._tag += number * _CHANNELS_A_ROUND
+        try:
+            yield inner
+            inner.finish()
+        except BaseException:
+            self._requests, self._owners = inner._requests, inner._owners  # to be abandoned with this exchange
+            raise
+        self.wire_nbytes += inner.wire_nbytes
 
     # ------------------------------------------------------------------ cutting
 
@@ -193,11 +221,11 @@ class Exchange:
             return self._wrap(values, kept, envelope)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
         if self._memory is not None and part is not None:
-            nbytes = self._encode_feedback(values, place, self._memory.part(part), divisor, memory, envelope)
+            nbytes = self._encode_feedback(values, place, self.remembered(part), divisor, memory, envelope)
             if kept is not None:
                 self.codec.decode(Frame.read(memory[:nbytes]), kept)
         elif kept is None and self.error_sq is None:
-            nbytes = self.codec.encode(values, memory, envelope, self._stream + place)
+            nbytes = self.codec.encode(values, memory, envelope, self.stream + place)
         else:
             nbytes = self._encode_keep(values, place, kept, memory, envelope)
         return Outgoing((memory[:nbytes],), (memory,), values.size)
@@ -211,7 +239,7 @@ class Exchange:
         frames = [self.frame(one) for one in sorted(incoming, key=lambda one: one.source)]
         memory = self._scratch.take(self.codec.max_encoded_nbytes(own.size, self.envelope.dtype))
         nbytes = self.codec.encode_sum(
-            frames, own, self.rank, divisor, kept, memory, self.envelope, self._stream + place
+            frames, own, self.rank, divisor, kept, memory, self.envelope, self.stream + place
         )
         if nbytes is None:
             self._scratch.give(memory)
@@ -268,7 +296,7 @@ class Exchange:
         scaled = divisor != 1 and residual is not None and residual.dtype == self.dtype
         if scaled:
             residual /= divisor
-        nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self._stream + place, state)
+        nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self.stream + place, state)
         if self.error_sq is not None and residual is not None and residual.dtype == self.dtype:
             self.error_sq += float(np.dot(residual, residual))
         if scaled:
@@ -280,9 +308,9 @@ class Exchange:
     ) -> int:
         decoded = self.array(values.size) if kept is None else kept
         if self.error_sq is None:
-            return self.codec.encode_keep(values, decoded, memory, envelope, self._stream + place)
+            return self.codec.encode_keep(values, decoded, memory, envelope, self.stream + place)
         error = values.astype(np.float64)  # before `kept`, which may be the values themselves, is written to
-        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self._stream + place)
+        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self.stream + place)
         error -= decoded
         self.error_sq += float(np.dot(error, error))
         return nbytes

@@ -14,6 +14,8 @@ __all__ = ["OPS", "combine_values", "reduce_in_rank_order"]
 
 #: Operations that algorithms can do, and the function that joins two operands in place.
 OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
+#: Those of summable codecs' rounds besides.
+_FUNCTIONS = {**OPS, "or": np.bitwise_or}
 
 
 # Elements of an accumulator that stay in the cache while all operands are added.
@@ -46,7 +48,7 @@ def reduce_in_rank_order(
 
 def combine_values(values: np.ndarray, acc: np.ndarray, op: str) -> None:
     """``acc = acc op values``, elementwise."""
-    OPS[op](acc, values, out=acc, casting="same_kind")
+    _FUNCTIONS[op](acc, values, out=acc, casting="same_kind")
 
 
 def _combine_arrays(arrays: Sequence[np.ndarray], acc: np.ndarray, op: str) -> None:
@@ -56,7 +58,7 @@ def _combine_arrays(arrays: Sequence[np.ndarray], acc: np.ndarray, op: str) -> N
         tile = slice(start, start + _TILE)
         for i in range(1, len(arrays)):
             left = arrays[0] if i == 1 else acc
-            OPS[op](left[tile], arrays[i][tile], out=acc[tile], dtype=acc.dtype, casting="same_kind")
+            _FUNCTIONS[op](left[tile], arrays[i][tile], out=acc[tile], dtype=acc.dtype, casting="same_kind")
 
 
 def _values(operand: np.ndarray | Frame) -> np.ndarray:
@@ -73,7 +75,7 @@ def _assign(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray) -> None:
 def _combine(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray, op: str) -> None:
     if not isinstance(operand, Frame):
         combine_values(operand, acc, op)
-    elif OPS[op] is np.add:
+    elif _FUNCTIONS[op] is np.add:
         ex.codec.decode_add(operand, acc)
     else:
         decoded = ex.array(acc.size)

@@ -24,6 +24,9 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "shared_int",
+    "shared_int:bits=16",
+    "packed",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
