@@ -21,6 +21,7 @@ class Allreduce(Collective):
 
     name = "allreduce"
     summary = "sum on all ranks"
+    reduces = True
 
     def allocate(self) -> None:
         self.send = values(self.rank, 0, self.count)

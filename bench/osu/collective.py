@@ -55,6 +55,8 @@ class Collective(ABC):
     point_to_point: ClassVar[bool] = False
     #: Whether the message is cut into one equal block a rank.
     divided: ClassVar[bool] = False
+    #: Whether operands are combined, so that codecs may remember what they left out.
+    reduces: ClassVar[bool] = False
 
     #: Results, empty where this rank has none; they are overwritten before a call that is checked.
     recv: np.ndarray

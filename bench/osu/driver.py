@@ -27,6 +27,8 @@ _SMALL_NBYTES = 64 << 10
 _SMALL_WARMUP, _LARGE_WARMUP = 10, 2
 # Counters say more than payload (headers); fewer means that there is another way than the link.
 _MUST_CROSS = 0.95
+# Algorithms whose bytes no single frame tells: their own count is the bound.
+_SIZED_BY_DATA = ("merged", "summed")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Row:
     seconds, seconds_native : float
         Median over iterations of the slowest rank, and that of native MPI in the same run.
     bound_seconds : float or None
-        The fewest bytes on the busiest link with this algorithm and this codec's frames, over the link's rate.
+        The fewest bytes on the busiest link with this algorithm and this codec's frames, over the link's rate; with
+        `summed` and `merged`, whose bytes depend on all ranks' values, `wire_bytes` over it.
     wire_bytes : float or None
         Sent by the busiest rank per operation: payload as collcomp records it, or for native MPI what the interface
         counted; None for native MPI where no link is shaped.
@@ -143,10 +146,10 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
         hint = f"it can use: {', '.join(known)}" if known else "there is no choice"
         raise ValueError(f"--algorithm: {settings.algorithm!r} cannot do {cls.name}; {hint}")
     for codec in settings.rows:
-        if codec is not None and codec.feedback:
+        if codec is not None and codec.feedback and settings.validate:
             raise ValueError(
-                f"--codec: {codec.spec!r} has error feedback, which repeating one message cannot show; "
-                "see 'collcomp bench train'"
+                f"--codec: {codec.spec!r} has error feedback, which repeating one message cannot check; "
+                "give --no-validate for its speed, or see 'collcomp bench train'"
             )
     for nbytes in settings.sizes:
         if cls.divided and nbytes % (ITEMSIZE * ranks):
@@ -185,16 +188,23 @@ def measure(world: World, cls: type[Collective], settings: Settings, bar: Any) -
             yield _row(world, operation, codec, trial, of_codec, native)
 
 
-def _caller(world: World, comm: Any, codec: Codec | None, algorithm: str | None) -> tuple[Any, dict[str, Any]]:
+def _caller(
+    world: World, comm: Any, cls: type[Collective], codec: Codec | None, algorithm: str | None
+) -> tuple[Any, dict[str, Any]]:
     """The communicator and keywords of a call."""
     if codec is None:
         return world.comm, {}  # not even through collcomp's face
-    return comm, {"codec": codec} | ({"algorithm": algorithm} if algorithm else {})
+    how: dict[str, Any] = {"codec": codec}
+    if algorithm:
+        how["algorithm"] = algorithm
+    if codec.needs_key and cls.reduces:
+        how["key"] = codec.spec
+    return comm, how
 
 
 def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, settings: Settings) -> _Trial:
     """Warm up, count bytes, and check the last result."""
-    caller, how = _caller(world, comm, codec, settings.algorithm)
+    caller, how = _caller(world, comm, type(operation), codec, settings.algorithm)
     calls = settings.warmup or (_SMALL_WARMUP if operation.nbytes <= _SMALL_NBYTES else _LARGE_WARMUP)
     seen = comm.records[-1].sequence if len(comm.records) else -1
     sent = world.sent_bytes() or 0
@@ -247,7 +257,7 @@ def _time(world: World, comm: Any, operation: Collective, settings: Settings, it
     """Seconds of the slowest rank per message, shape (codecs, iterations)."""
     from mpi4py import MPI
 
-    callers = [_caller(world, comm, codec, settings.algorithm) for codec in settings.rows]
+    callers = [_caller(world, comm, type(operation), codec, settings.algorithm) for codec in settings.rows]
     times = np.empty((len(callers), iterations))
     for i in range(iterations):
         for k, (caller, how) in enumerate(callers):
@@ -264,7 +274,11 @@ def _row(
     world: World, operation: Collective, codec: Codec | None, trial: _Trial, times: np.ndarray, native: float
 ) -> Row:
     size = world.size
-    frame_nbytes = operation.nbytes if codec is None else _frame_nbytes(world, operation, codec)
+    if trial.algorithm in _SIZED_BY_DATA:
+        busiest = trial.wire_bytes
+    else:
+        frame_nbytes = operation.nbytes if codec is None else _frame_nbytes(world, operation, codec)
+        busiest = operation.fewest_bytes(frame_nbytes, size, trial.algorithm)
     seconds = float(np.median(times))
     algbw = operation.volume() / seconds
     ratio = 1.0
@@ -280,7 +294,7 @@ def _row(
         nbytes=operation.nbytes,
         seconds=seconds,
         seconds_native=native,
-        bound_seconds=world.rate and operation.fewest_bytes(frame_nbytes, size, trial.algorithm) / world.rate,
+        bound_seconds=world.rate and busiest and busiest / world.rate,
         wire_bytes=trial.wire_bytes,
         ratio=ratio,
         max_err=trial.verdict and trial.verdict.max_err,

@@ -21,6 +21,7 @@ class Reduce(Collective):
 
     name = "reduce"
     summary = "sum on rank 0"
+    reduces = True
 
     def allocate(self) -> None:
         self.send = values(self.rank, 0, self.count)

@@ -21,6 +21,7 @@ class ReduceScatter(Collective):
 
     name = "reduce_scatter"
     summary = "sum, a part on each rank"
+    reduces = True
     divided = True
 
     def allocate(self) -> None:
