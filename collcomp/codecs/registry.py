@@ -3,6 +3,8 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.lhc import LHC
+from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.sparse import TopK
 
@@ -15,4 +17,6 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "powersgd": PowerSGD,
+    "lhc": LHC,
 }

@@ -24,6 +24,9 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "powersgd",
+    "powersgd:rank=3,columns=30,min_rate=1",
+    "lhc",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
