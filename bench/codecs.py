@@ -31,6 +31,8 @@ DEFAULT_CODECS = (
     "int4:rounding=stochastic",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
+    "powersgd",
+    "lhc",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 

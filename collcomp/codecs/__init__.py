@@ -3,7 +3,9 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.lhc import LHC
 from collcomp.codecs.packed import Packed
+from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.shared import SharedInt
@@ -14,11 +16,13 @@ __all__ = [
     "BF16",
     "CODECS",
     "FP16",
+    "LHC",
     "Codec",
     "Identity",
     "Int4",
     "Int8",
     "Packed",
+    "PowerSGD",
     "SharedInt",
     "TopK",
     "as_codec",

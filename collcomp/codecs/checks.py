@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
-__all__ = ["check_choice", "check_flag", "check_integer"]
+__all__ = ["check_choice", "check_flag", "check_integer", "check_number"]
 
 
 def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
@@ -15,6 +16,14 @@ def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
     if value < low or value % multiple:
         rule = f" and a multiple of {multiple}" if multiple > 1 else ""
         raise ValueError(f"{name}: expected an integer >= {low}{rule}, got {value!r}")
+
+
+def check_number(name: str, value: Any, low: float) -> None:
+    """`TypeError` unless `value` is a number, `ValueError` unless it is finite and >= `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not low <= float(value) < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= {low}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -3,7 +3,9 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.lhc import LHC
 from collcomp.codecs.packed import Packed
+from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.sparse import TopK
@@ -19,4 +21,6 @@ CODECS: dict[str, type[Codec]] = {
     "topk": TopK,
     "shared_int": SharedInt,
     "packed": Packed,
+    "powersgd": PowerSGD,
+    "lhc": LHC,
 }

@@ -27,6 +27,9 @@ SPECS = (
     "shared_int",
     "shared_int:bits=16",
     "packed",
+    "powersgd",
+    "powersgd:rank=3,columns=30,min_rate=1",
+    "lhc",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
