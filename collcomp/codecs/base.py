@@ -135,7 +135,7 @@ class Codec(ABC):
     ) -> Iterator[tuple[np.ndarray, str]]:
         """Sum `src` over all ranks in rounds of plain reductions; a generator.
 
-        Each round yields an array and ``"sum"``, ``"max"`` or ``"or"``. The caller replaces the array's elements by
+        Each round yields a contiguous array and ``"sum"``, ``"max"`` or ``"or"``. The caller replaces the array's elements by
         their reduction over all ranks and resumes; integers are reduced exactly and wrap around, floats are summed in
         rank order, so every rank sees the same bits. At the end `dst` holds the sum of the operands that the ranks
         encoded, the same bits on every rank.
@@ -154,6 +154,24 @@ class Codec(ABC):
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what callers use
+
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray | None:
+        """Largest error of an element that is encoded once, for float32.
+
+        Parameters
+        ----------
+        peak : ndarray of float64
+            For each element, the largest magnitude that it is encoded together with: of its block, or of the whole
+            message (and, for a `reduction`, of all ranks' messages) where `whole`.
+        size : int
+            Number of ranks whose operands a `reduction` adds; 1 for a frame.
+
+        Returns
+        -------
+        ndarray or None
+            One bound for each element, for normal numbers; None where magnitudes alone tell no useful one.
+        """
+        return np.zeros_like(peak) if self.lossless else None
 
     @property
     def needs_key(self) -> bool:

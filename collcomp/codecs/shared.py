@@ -73,6 +73,10 @@ class SharedInt(Codec):
             raise ValueError(f"bits: expected one of {', '.join(map(str, _WIDTHS))}, got {self.bits!r}")
         check_flag("feedback", self.feedback)
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """Half a step, and what the arithmetic rounds off."""
+        return peak * ((1 + 2.0**-18) / (2 * self._levels(size)) + 2.0**-21)
+
     # ------------------------------------------------------------------ frames: the scale, then the codes
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
@@ -176,12 +180,15 @@ class SharedInt(Codec):
         kernels.decode(codes, scale, dst)
 
     def _scale(self, peak: float, size: int) -> tuple[float, float]:
-        """Scale and its inverse; `ValueError` where there are too many ranks for a single level."""
+        """Scale and its inverse."""
+        scale = float(peak) / (self._levels(size) * _SHRINK)
+        return scale, 1 / scale if scale else 0.0
+
+    def _levels(self, size: int) -> int:
         levels = (2 ** (self.bits - 1) - 1) // size
         if not levels:
             raise ValueError(f"bits: {self.bits!r} have no room for the sum of {size} ranks")
-        scale = float(peak) / (levels * _SHRINK)
-        return scale, 1 / scale if scale else 0.0
+        return levels
 
     @property
     def _code_dtype(self) -> np.dtype:

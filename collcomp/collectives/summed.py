@@ -48,8 +48,9 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
 
 
 def _reduce(ex: Exchange, array: np.ndarray, how: str, number: int) -> None:
-    with ex.nested(array, number) as inner:
-        direct.allreduce(inner, array, array, how)
+    flat = array.reshape(-1)
+    with ex.nested(flat, number) as inner:
+        direct.allreduce(inner, flat, flat, how)
 
 
 def _check(agreed: np.ndarray, facts: np.ndarray) -> None:
