@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import CODECS, Codec, as_codec
-from collcomp.frame import Frame
+from collcomp.frame import Envelope, Frame
 from collcomp.run import parse_nbytes
 
 __all__ = ["main", "make_data", "measure"]
@@ -29,12 +29,15 @@ DEFAULT_CODECS = (
     "int8:rounding=stochastic",
     "int4",
     "int4:rounding=stochastic",
+    "int2",
+    "sign",
+    "loco",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
     "powersgd",
     "lhc",
 )
-OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
+OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback", "hop")
 
 
 def make_data(name: str, count: int) -> np.ndarray:
@@ -68,9 +71,14 @@ def make_data(name: str, count: int) -> np.ndarray:
 
 
 def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
-    """One row: speeds of `codec` on `x` in GB/s and relative to memcpy, its ratio and its errors."""
+    """One row: speeds of `codec` on `x` in GB/s and relative to memcpy, its ratio and its errors.
+
+    ``"hop"`` is what a rank of a ring does to a partial sum: decode, add the rank's own values, encode. None where the
+    codec cannot do it in one pass.
+    """
     buffer = np.zeros(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
-    work, residual, copied = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+    work, copied, residual = np.zeros_like(x), np.zeros_like(x), np.zeros(x.size, codec.residual_dtype(x.dtype))
+    state: dict[str, np.ndarray] = {}
     frame = Frame.read(buffer[: codec.encode(x, buffer)].copy())
     codec.decode(frame, work)
     error = work.astype(float) - x
@@ -79,7 +87,8 @@ def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
         "decode": lambda: codec.decode(frame, work),
         "decode_add": lambda: codec.decode_add(frame, work),
         "encode_keep": lambda: codec.encode_keep(x, work, buffer),
-        "encode_feedback": lambda: codec.encode_feedback(x, residual, buffer),
+        "encode_feedback": lambda: codec.encode_feedback(x, residual, buffer, state=state),
+        "hop": lambda: codec.encode_sum([frame], x, 1, 1, None, buffer, Envelope(x.dtype, x.size)),
     }
     row: dict[str, Any] = {
         "codec": codec.spec,
@@ -90,6 +99,9 @@ def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
     }
     copies = []
     for name in OPERATIONS:
+        if name == "hop" and calls[name]() is None:
+            row["hop_gbps"] = row["hop_by_memcpy"] = None
+            continue
         seconds, copy_seconds = _time(calls[name], lambda: np.copyto(copied, x), repeats)
         row[f"{name}_gbps"] = x.nbytes / seconds / 1e9
         row[f"{name}_by_memcpy"] = copy_seconds / seconds
@@ -117,7 +129,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         print(f"{row['codec']:28} {row['nbytes'] / 2**20:6.1f} {row['ratio']:7.2f}", end="")
         print(f" {row['max_err']:9.2e} {row['rms_err']:9.2e} {row['memcpy_gbps']:7.2f}", end="")
-        print("".join(f" {row[f'{name}_gbps']:8.2f} {row[f'{name}_by_memcpy']:6.2f}" for name in OPERATIONS))
+        print("".join(f" {_cell(row[f'{name}_gbps']):>8} {_cell(row[f'{name}_by_memcpy']):>6}" for name in OPERATIONS))
+
+
+def _cell(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.2f}"
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -132,11 +148,11 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     width = 0.8 / len(OPERATIONS)
     for number, name in enumerate(OPERATIONS):
         places = np.arange(len(rows)) + (number - (len(OPERATIONS) - 1) / 2) * width
-        axes.bar(places, [row[f"{name}_by_memcpy"] for row in rows], width, label=name)
+        axes.bar(places, [row[f"{name}_by_memcpy"] or 0 for row in rows], width, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     labels = [f"{row['codec'].replace(':', chr(10))}\n{row['ratio']:.1f} x smaller" for row in rows]
     axes.set_xticks(np.arange(len(rows)), labels, fontsize=8)
-    axes.set_ylim(0, min(6, 1.1 * max(row[f"{name}_by_memcpy"] for row in rows for name in OPERATIONS)))
+    axes.set_ylim(0, min(6, 1.1 * max(row[f"{name}_by_memcpy"] or 0 for row in rows for name in OPERATIONS)))
     axes.set_ylabel("speed / memcpy")
     axes.set_title(f"Codecs on one thread, {largest / 2**20:.0f} MiB of float32 ({rows[0]['data']})")
     axes.legend(ncols=len(OPERATIONS), fontsize=8)

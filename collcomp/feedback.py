@@ -139,7 +139,8 @@ def reshard(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The state that every rank starts from when the number of ranks changes.
 
     Each new rank gets the mean over the old ranks' residuals: what the mean gradient still lacks stays the same. Of
-    what codecs remember besides, only what all old ranks agree on is kept; residuals of integers are not kept.
+    what codecs remember besides, only what all old ranks agree on is kept. Keys with a residual of integers are
+    forgotten.
 
     Parameters
     ----------
@@ -150,9 +151,11 @@ def reshard(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError("states: expected the state of at least one rank, got none")
     keys = list(dict.fromkeys(key for state in states for key in state["states"]))
     residuals = {}
-    for key in keys:
+    for key in list(keys):
         found = [state["residuals"][key] for state in states if key in state["residuals"]]
-        if found and found[0].dtype.kind == "f":
+        if found and found[0].dtype.kind != "f":
+            keys.remove(key)
+        elif found:
             total = np.zeros(found[0].size)
             for residual in found:
                 total += residual

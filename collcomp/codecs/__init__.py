@@ -4,11 +4,13 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
+from collcomp.codecs.loco import LoCo
 from collcomp.codecs.packed import Packed
 from collcomp.codecs.powersgd import PowerSGD
-from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.shared import SharedInt
+from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config
 
@@ -19,11 +21,14 @@ __all__ = [
     "LHC",
     "Codec",
     "Identity",
+    "Int2",
     "Int4",
     "Int8",
+    "LoCo",
     "Packed",
     "PowerSGD",
     "SharedInt",
+    "Sign",
     "TopK",
     "as_codec",
     "from_config",

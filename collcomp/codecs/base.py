@@ -61,6 +61,8 @@ class Codec(ABC):
     stateful: ClassVar[bool] = False
     #: The parameter that a spec may give without its name, first: ``"numcodecs:zstd"``.
     positional: ClassVar[str | None] = None
+    #: Fields that came after the first frames: while they have their default, `digest` is what it was without them.
+    later_fields: ClassVar[tuple[str, ...]] = ()
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -112,7 +114,7 @@ class Codec(ABC):
         own: np.ndarray,
         position: int,
         divisor: int,
-        kept: np.ndarray,
+        kept: np.ndarray | None,
         payload: np.ndarray,
         stream: int,
     ) -> tuple[int, int] | None:
@@ -227,7 +229,7 @@ class Codec(ABC):
         own: np.ndarray,
         position: int,
         divisor: int,
-        kept: np.ndarray,
+        kept: np.ndarray | None,
         dst: np.ndarray,
         envelope: Envelope,
         stream: int = 0,
@@ -243,7 +245,7 @@ class Codec(ABC):
         position : int
             This rank: where `own` comes in the order.
         divisor : int
-        kept : ndarray
+        kept : ndarray or None
             Gets what receivers will decode.
         dst, envelope, stream
             As for `encode`.
@@ -253,7 +255,7 @@ class Codec(ABC):
         int or None
             Bytes written; None where this codec, or these frames, have no such pass: decode, sum and encode then.
         """
-        if own.dtype != kept.dtype or own.dtype in _NARROW:
+        if own.dtype not in _WIDE or (kept is not None and kept.dtype != own.dtype):
             return None
         outcome = self._encode_sum(frames, own, position, divisor, kept, dst[HEADER_NBYTES:], stream)
         return None if outcome is None else self._finish(dst, own, envelope, outcome)
@@ -346,7 +348,11 @@ class Codec(ABC):
     @cached_property
     def digest(self) -> int:
         """CRC-32 of the configuration, which frames carry."""
-        return zlib.crc32(json.dumps(self.get_config(), sort_keys=True).encode())
+        config = self.get_config()
+        for name in self.later_fields:
+            if config[name] == getattr(type(self), name):
+                del config[name]
+        return zlib.crc32(json.dumps(config, sort_keys=True).encode())
 
     def get_config(self) -> dict[str, Any]:
         """The configuration as a JSON-able dict; `collcomp.codecs.from_config` gives the codec back."""

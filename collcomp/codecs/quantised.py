@@ -2,201 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
-
-from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.blocks import BlockCodec
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
-from collcomp.errors import FrameError
-from collcomp.frame import Frame, align
-from collcomp.kernels import cpu
 
-__all__ = ["Int4", "Int8"]
-
-
-class _Sections(NamedTuple):
-    scales: np.ndarray
-    codes: np.ndarray
-    raw: np.ndarray
+__all__ = ["Int2", "Int4", "Int8"]
 
 
 @dataclass(frozen=True)
-class _BlockQuantiser(Codec):
-    """The payload: scales (float32), codes, raw blocks; each section starts at a multiple of 64 bytes.
+class _Quantiser(BlockCodec):
+    """Levels at equal distances: multiples of the scale, or counted from the block's least element."""
 
-    The last block is as long as what is left, plus a zero if that is odd.
-    """
+    later_fields: ClassVar[tuple[str, ...]] = ("asymmetric",)
 
-    _code_dtype: ClassVar[np.dtype]
-    _codes_per_byte: ClassVar[int]
-
-    block: int = 256
     rounding: str = "nearest"
     seed: int = 0
     feedback: bool = False
+    asymmetric: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("block", self.block, 16, multiple=2)
+        super().__post_init__()
         check_choice("rounding", self.rounding, ("nearest", "stochastic"))
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)
+        check_flag("asymmetric", self.asymmetric)
 
-    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
-        """Scales, codes, and every block raw."""
-        return self._raw_offset(count) + _even(count) * dtype.itemsize
+    @property
+    def _scale_count(self) -> int:
+        return 2 if self.asymmetric else 1
 
-    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode, (src,), payload, stream)
-
-    def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
-
-    def _encode_sum(
-        self,
-        frames: Sequence[Frame],
-        own: np.ndarray,
-        position: int,
-        divisor: int,
-        kept: np.ndarray,
-        payload: np.ndarray,
-        stream: int,
-    ) -> tuple[int, int] | None:
-        if any(frame.extra for frame in frames):
-            return None
-        others = [self._checked_sections(frame) for frame in frames]
-        total = np.empty(self.block, own.dtype)
-
-        def encode_sum(src: np.ndarray, dst: np.ndarray, scales: np.ndarray, codes: np.ndarray, *rest: Any) -> int:
-            first = rest[-1]
-            start = first * self.block // self._codes_per_byte
-            return cpu.load("quantised").encode_sum(
-                tuple(sections.scales[first : first + scales.size] for sections in others),
-                tuple(sections.codes[start : start + codes.size] for sections in others),
-                src,
-                position,
-                src.dtype.type(divisor),
-                total[: min(self.block, src.size)],
-                dst,
-                scales,
-                codes,
-                *rest,
-            )
-
-        return self._run(encode_sum, (own, kept), payload, stream)
-
-    def _encode_feedback(
-        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
-    ) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
-
-    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode, frame, dst)
-
-    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode_add, frame, acc)
-
-    def _run(
-        self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
-    ) -> tuple[int, int]:
-        """Encode with `kernel`, whose first arguments are `arrays` (the last is written where there are two)."""
-        src = arrays[0]
-        count, size = src.size, src.itemsize
-        blocks, rest = divmod(count, self.block)
-        scales, codes, raw = self._sections(payload, count, src.dtype)
-        key = None if self.rounding == "nearest" else _random_key(self.seed, stream)
-        if not rest:
-            found = kernel(*arrays, scales, codes, raw, self.block, key, 0) if count else 0
-            raw_count = found * self.block
-        else:
-            full = count - rest
-            whole = full // self._codes_per_byte
-            found = 0
-            if blocks:
-                parts = (array[:full] for array in arrays)
-                found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, key, 0)
-            raw_count = found * self.block
-            last = _padded(arrays, full, rest)
-            is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], last[0].size, key, blocks)
-            if len(arrays) == 2:
-                arrays[1][full:] = last[1][:rest]
-            found += is_raw
-            raw_count += is_raw * last[0].size
-        start = self._codes_offset(count)
-        payload[scales.nbytes : start] = 0
-        stop = start + codes.nbytes
-        if not found:
-            return stop, 0
-        payload[stop : align(stop)] = 0
-        return align(stop) + raw_count * size, found
-
-    def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
-        count = dst.size
-        blocks, rest = divmod(count, self.block)
-        scales, codes, raw = self._checked_sections(frame)
-        if not rest:
-            if count:
-                kernel(scales, codes, raw, self.block, dst)
-            return
-        full = count - rest
-        whole = full // self._codes_per_byte
-        if blocks:
-            kernel(scales[:blocks], codes[:whole], raw, self.block, dst[:full])
-        (last,) = _padded((dst,), full, rest)
-        kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, last)
-        dst[full:] = last[:rest]
-
-    def _checked_sections(self, frame: Frame) -> _Sections:
-        count, dtype = frame.count, working_dtype(frame.dtype)
-        nbytes = self._codes_offset(count) + self._code_nbytes(count)
-        if frame.payload.size < nbytes:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
-        scales = frame.payload[: 4 * self._blocks(count)].view(np.float32)
-        found = cpu.load("quantised").count_raw(scales)
-        if found != frame.extra:
-            raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
-        if found:
-            rest = count % self.block
-            missing = self.block - _even(rest) if rest and np.isnan(scales[-1]) else 0
-            nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
-        if frame.payload.size != nbytes:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
-        return self._sections(frame.payload, count, dtype)
-
-    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
-        start = self._codes_offset(count)
-        stop = start + self._code_nbytes(count)
-        raw = align(stop)
-        return _Sections(
-            payload[: 4 * self._blocks(count)].view(np.float32),
-            payload[start:stop].view(self._code_dtype),
-            payload[raw : raw + _even(count) * dtype.itemsize].view(dtype),
-        )
-
-    def _blocks(self, count: int) -> int:
-        return -(-count // self.block)
-
-    def _code_nbytes(self, count: int) -> int:
-        return _even(count) // self._codes_per_byte
-
-    def _codes_offset(self, count: int) -> int:
-        return align(4 * self._blocks(count))
-
-    def _raw_offset(self, count: int) -> int:
-        return self._codes_offset(count) + align(self._code_nbytes(count))
+    def _key(self, stream: int) -> int | None:
+        return None if self.rounding == "nearest" else _random_key(self.seed, stream)
 
 
 @dataclass(frozen=True)
-class Int8(_BlockQuantiser):
+class Int8(_Quantiser):
     """Integers -127 ... 127 with one float32 scale a block.
 
     With m the largest magnitude of an element's block, its error is at most ``m / 254`` to nearest and ``m / 127``
     stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is
-    unbiased, to 2**-15 of a step.
+    unbiased, to 2**-13 of a step.
     Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
     -0.0 may become 0.0.
+
+    Asymmetric, there are 256 levels from the block's least element to its largest, d apart. The error is at most
+    ``d / 510`` to nearest, twice that stochastically (times ``1 + 2**-13``, plus ``m * 2**-22``). Zero may be no level.
+    A block whose d is at least 2**127 or below 2**-119 (but not 0) travels as it is too.
 
     Parameters
     ----------
@@ -208,6 +61,8 @@ class Int8(_BlockQuantiser):
         Of stochastic rounding.
     feedback : bool
         Carry what was rounded off into the next call with the same key.
+    asymmetric : bool
+        An offset a block besides the scale: better where a block's elements have one sign.
 
     Examples
     --------
@@ -218,19 +73,22 @@ class Int8(_BlockQuantiser):
     codec_id: ClassVar[str] = "int8"
     number: ClassVar[int] = 4
     summary: ClassVar[str] = "8-bit integers with a scale a block, error <= 1/254 of the block's largest magnitude"
-    _code_dtype: ClassVar[np.dtype] = np.dtype(np.int8)
     _codes_per_byte: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
-class Int4(_BlockQuantiser):
+class Int4(_Quantiser):
     """Integers -7 ... 7, two a byte, with one float32 scale a block.
 
     With m the largest magnitude of an element's block, its error is at most ``m / 14`` to nearest and ``m / 7``
     stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is
-    unbiased, to 2**-15 of a step.
+    unbiased, to 2**-14 of a step.
     Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
     -0.0 may become 0.0.
+
+    Asymmetric, there are 16 levels from the block's least element to its largest, d apart. The error is at most
+    ``d / 30`` to nearest, twice that stochastically (times ``1 + 2**-13``, plus ``m * 2**-22``). Zero may be no level.
+    A block whose d is at least 2**127 or below 2**-119 (but not 0) travels as it is too.
 
     Parameters
     ----------
@@ -242,6 +100,8 @@ class Int4(_BlockQuantiser):
         Of stochastic rounding.
     feedback : bool
         Carry what was rounded off into the next call with the same key.
+    asymmetric : bool
+        An offset a block besides the scale: better where a block's elements have one sign.
 
     Examples
     --------
@@ -252,22 +112,52 @@ class Int4(_BlockQuantiser):
     codec_id: ClassVar[str] = "int4"
     number: ClassVar[int] = 5
     summary: ClassVar[str] = "4-bit integers with a scale a block, error <= 1/14 of the block's largest magnitude"
-    _code_dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     _codes_per_byte: ClassVar[int] = 2
 
 
-def _even(count: int) -> int:
-    return count + count % 2
+@dataclass(frozen=True)
+class Int2(_Quantiser):
+    """-1, 0 or 1, four a byte, with one float32 scale a block.
 
+    With m the largest magnitude of an element's block, its error is at most ``m / 2`` to nearest and ``m``
+    stochastically (times ``1 + 2**-13``, for the rounding of the arithmetic itself). Stochastic rounding is
+    unbiased, to 2**-14 of a step.
+    Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they are.
+    -0.0 may become 0.0.
 
-def _padded(arrays: tuple[np.ndarray, ...], start: int, rest: int) -> tuple[np.ndarray, ...]:
-    """Copies of the last `rest` elements of each array, zero-padded to an even number."""
-    copies = []
-    for array in arrays:
-        copy = np.zeros(_even(rest), array.dtype)
-        copy[:rest] = array[start:]
-        copies.append(copy)
-    return tuple(copies)
+    Three levels instead of four, so that zero stays zero: with levels at -1.5, -0.5, 0.5 and 1.5, all zeros beside one
+    large element would become a third of it. Where few elements are near zero, `asymmetric` makes use of all four.
+    Stochastic rounding to these levels is TernGrad's.
+
+    Asymmetric, there are 4 levels from the block's least element to its largest, d apart. The error is at most
+    ``d / 6`` to nearest, twice that stochastically (times ``1 + 2**-13``, plus ``m * 2**-22``). Zero may be no level.
+    A block whose d is at least 2**127 or below 2**-119 (but not 0) travels as it is too.
+
+    Parameters
+    ----------
+    block : int
+        Elements that share a scale; a multiple of 4, at least 16.
+    rounding : {"nearest", "stochastic"}
+        How values between two levels are rounded.
+    seed : int
+        Of stochastic rounding.
+    feedback : bool
+        Carry what was rounded off into the next call with the same key.
+    asymmetric : bool
+        An offset a block besides the scale: better where a block's elements have one sign.
+
+    Examples
+    --------
+    >>> Int2(rounding="stochastic").spec
+    'int2:rounding=stochastic'
+
+    Source: Wen et al., "TernGrad: ternary gradients to reduce communication in distributed deep learning", NIPS 2017.
+    """
+
+    codec_id: ClassVar[str] = "int2"
+    number: ClassVar[int] = 11
+    summary: ClassVar[str] = "2-bit integers with a scale a block, error <= 1/2 of the block's largest magnitude"
+    _codes_per_byte: ClassVar[int] = 4
 
 
 def _random_key(seed: int, stream: int) -> int:

@@ -4,10 +4,12 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
+from collcomp.codecs.loco import LoCo
 from collcomp.codecs.packed import Packed
 from collcomp.codecs.powersgd import PowerSGD
-from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.shared import SharedInt
+from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 
 __all__ = ["CODECS"]
@@ -18,6 +20,9 @@ CODECS: dict[str, type[Codec]] = {
     "bf16": BF16,
     "int8": Int8,
     "int4": Int4,
+    "int2": Int2,
+    "sign": Sign,
+    "loco": LoCo,
     "topk": TopK,
     "shared_int": SharedInt,
     "packed": Packed,

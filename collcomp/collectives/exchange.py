@@ -231,16 +231,15 @@ class Exchange:
         return Outgoing((memory[:nbytes],), (memory,), values.size)
 
     def encode_sum(
-        self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray, divisor: int
+        self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray | None, divisor: int
     ) -> Outgoing | None:
-        """Encode the sum of all ranks' operands in one pass, where the codec has one."""
+        """Encode the sum of `own` and of these frames, in rank order, in one pass, where the codec has one."""
         if self._memory is not None or self.error_sq is not None:
             return None
         frames = [self.frame(one) for one in sorted(incoming, key=lambda one: one.source)]
+        position = sum(one.source < self.rank for one in incoming)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(own.size, self.envelope.dtype))
-        nbytes = self.codec.encode_sum(
-            frames, own, self.rank, divisor, kept, memory, self.envelope, self.stream + place
-        )
+        nbytes = self.codec.encode_sum(frames, own, position, divisor, kept, memory, self.envelope, self.stream + place)
         if nbytes is None:
             self._scratch.give(memory)
             return None
@@ -293,15 +292,19 @@ class Exchange:
         envelope: Envelope,
     ) -> int:
         residual, state = remembered
-        scaled = divisor != 1 and residual is not None and residual.dtype == self.dtype
-        if scaled:
-            residual /= divisor
+        if divisor != 1 and (held := self._held(*remembered)) is not None:
+            np.divide(held, divisor, out=held)
         nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self.stream + place, state)
-        if self.error_sq is not None and residual is not None and residual.dtype == self.dtype:
-            self.error_sq += float(np.dot(residual, residual))
-        if scaled:
-            residual *= divisor
+        held = self._held(*remembered)
+        if self.error_sq is not None and held is not None and held is residual:
+            self.error_sq += float(np.dot(held, held))
+        if divisor != 1 and held is not None:
+            np.multiply(held, divisor, out=held)
         return nbytes
+
+    def _held(self, residual: np.ndarray | None, state: dict[str, np.ndarray]) -> np.ndarray | None:
+        """What scales with what is remembered: the residual itself, or the scales of one of integers."""
+        return residual if residual is not None and residual.dtype == self.dtype else state.get("scales")
 
     def _encode_keep(
         self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope

@@ -37,18 +37,21 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
 
     def add(part: int, k: int, last: bool, incoming: Incoming) -> None:
         seg = parts[part][k]
-        acc = ex.array(seg.stop - seg.start)
-        ex.decode(incoming, acc)
-        combine_values(send[seg], acc, op)
-        if not last:
-            ex.send(ex.encode(acc, seg.start, part=seg), right, channel(part, k, False))
-        else:
-            if op == "avg":
-                acc /= size
-            result = ex.encode(acc, seg.start, part=seg, kept=recv[seg], divisor=size if op == "avg" else 1)
-            ex.send(result, right, channel(part, k, True))
-        if not ex.codec.verbatim:
-            ex.recycle(acc)
+        kept = recv[seg] if last else None
+        divisor = size if last and op == "avg" else 1
+        partial_sum = None
+        if op in ("sum", "avg"):
+            partial_sum = ex.encode_sum(send[seg], seg.start, [incoming], kept, divisor)
+        if partial_sum is None:
+            acc = ex.array(seg.stop - seg.start)
+            ex.decode(incoming, acc)
+            combine_values(send[seg], acc, op)
+            if divisor != 1:
+                acc /= divisor
+            partial_sum = ex.encode(acc, seg.start, part=seg, kept=kept, divisor=divisor)
+            if not ex.codec.verbatim:
+                ex.recycle(acc)
+        ex.send(partial_sum, right, channel(part, k, last))
 
     def accept(part: int, k: int, last: bool, incoming: Incoming) -> None:
         if not last:

@@ -9,7 +9,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
+
+from collcomp.kernels.cpu.vectors import load, same, undefined
 
 __all__ = [
     "bfloat16_to_float32",
@@ -20,6 +23,7 @@ __all__ = [
     "float32_to_bfloat16",
     "float32_to_float16",
     "from_magnitude",
+    "from_ordered",
     "hash32",
     "high14",
     "low14",
@@ -27,6 +31,11 @@ __all__ = [
     "magnitudes_above",
     "narrow_to_odd",
     "nearest",
+    "ordered",
+    "sign_bit",
+    "signed_field",
+    "sum_of_magnitudes",
+    "unsigned_field",
 ]
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
@@ -66,6 +75,116 @@ def from_magnitude(typing_context, bits):
     return result(bits), generate
 
 
+def _flip_negative(builder, bits):
+    """Turn around the order of negative floats' bits; undoes itself."""
+    sign = builder.ashr(bits, ir.Constant(bits.type, bits.type.width - 1))
+    return builder.xor(bits, builder.and_(sign, ir.Constant(bits.type, (1 << (bits.type.width - 1)) - 1)))
+
+
+@intrinsic
+def ordered(typing_context, x):
+    """The bits of float `x` as a signed integer, ordered as floats are; NaN above or below all, by its sign."""
+    result, bits, _, _ = _TWINS[x]
+
+    def generate(context, builder, signature, args):
+        return _flip_negative(builder, builder.bitcast(args[0], bits))
+
+    return result(x), generate
+
+
+@intrinsic
+def from_ordered(typing_context, bits):
+    """The float that `ordered` gave `bits` for."""
+    result = _TWIN_OF_MAGNITUDE[bits]
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(_flip_negative(builder, args[0]), _TWINS[result][2])
+
+    return result(bits), generate
+
+
+@intrinsic
+def sign_bit(typing_context, x):
+    """The sign of float `x` as int32: 1 for negative numbers and -0.0."""
+    _, bits, _, _ = _TWINS[x]
+
+    def generate(context, builder, signature, args):
+        sign = builder.lshr(builder.bitcast(args[0], bits), ir.Constant(bits, bits.width - 1))
+        return builder.trunc(sign, _I32) if bits is _I64 else sign
+
+    return types.int32(x), generate
+
+
+@intrinsic
+def unsigned_field(typing_context, byte, shift, width):
+    """The `width` bits of uint8 `byte` from bit `shift` on, as int32."""
+
+    def generate(context, builder, signature, args):
+        shift, width = (builder.trunc(arg, _I32) for arg in args[1:])
+        mask = builder.sub(builder.shl(_c32(1), width), _c32(1))
+        return builder.and_(builder.lshr(builder.zext(args[0], _I32), shift), mask)
+
+    return types.int32(types.uint8, types.int64, types.int64), generate
+
+
+@intrinsic
+def signed_field(typing_context, byte, shift, width):
+    """The `width` bits of uint8 `byte` from bit `shift` on, in two's complement, as int32."""
+
+    def generate(context, builder, signature, args):
+        shift, width = (builder.trunc(arg, _I32) for arg in args[1:])
+        above = builder.sub(_c32(32), width)
+        field = builder.shl(builder.zext(args[0], _I32), builder.sub(above, shift))
+        return builder.ashr(field, above)
+
+    return types.int32(types.uint8, types.int64, types.int64), generate
+
+
+@intrinsic
+def sum_of_magnitudes(typing_context, x):
+    """The sum of the magnitudes of contiguous array `x`, in an order of its own, which is the same on every CPU.
+
+    Lane k of 32 sums the elements k, k + 32, ...; then the upper half of the lanes is added to the lower until one is
+    left, then what remains of `x` one by one.
+    """
+    _, bits, real, mask = _TWINS[x.dtype]
+    lanes = 32
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        data, size = array.data, builder.extract_value(array.shape, 0)
+
+        def magnitude_of(value, kind, clear):
+            return builder.bitcast(builder.and_(builder.bitcast(value, kind), clear), value.type)
+
+        total = cgutils.alloca_once_value(builder, same(real, lanes, 0.0))
+        whole = builder.udiv(size, ir.Constant(_I64, lanes))
+        with cgutils.for_range(builder, whole) as loop:
+            pointer = builder.gep(data, [builder.mul(loop.index, ir.Constant(_I64, lanes))])
+            row = magnitude_of(load(builder, pointer, real, lanes), ir.VectorType(bits, lanes), same(bits, lanes, mask))
+            builder.store(builder.fadd(builder.load(total), row), total)
+        vector = builder.load(total)
+        while vector.type.count > 1:
+            half = vector.type.count // 2
+            lower, upper = (
+                builder.shuffle_vector(
+                    vector,
+                    undefined(real, vector.type.count),
+                    ir.Constant(ir.VectorType(_I32, half), list(range(first, first + half))),
+                )
+                for first in (0, half)
+            )
+            vector = builder.fadd(lower, upper)
+        scalar = cgutils.alloca_once_value(builder, builder.extract_element(vector, _c32(0)))
+        start = builder.mul(whole, ir.Constant(_I64, lanes))
+        with cgutils.for_range_slice(builder, start, size, ir.Constant(_I64, 1)) as (index, _):
+            value = magnitude_of(builder.load(builder.gep(data, [index])), bits, ir.Constant(bits, mask))
+            builder.store(builder.fadd(builder.load(scalar), value), scalar)
+        return builder.load(scalar)
+
+    return x.dtype(x), generate
+
+
 @intrinsic
 def hash32(typing_context, base, counter):
     """A 32-bit hash of the pair (both uint32), good enough for rounding where `base` is itself well mixed.
@@ -83,7 +202,7 @@ def hash32(typing_context, base, counter):
 
 @intrinsic
 def fixed_point(typing_context, x):
-    """``x * 2**14`` rounded to an integer, as int32 whose lowest 8 + 14 bits count, for -127 <= x <= 127.
+    """``x * 2**14`` rounded to an integer, as int32 whose lowest 8 + 14 bits count, for -128 < x < 128 or 0 <= x < 256.
 
     Adding 768 makes the adder round at 2**-14 and leaves the result in the low bits: no conversion is needed.
     """

@@ -17,8 +17,11 @@ def test_rows_table_and_plot(tmp_path, capsys):
     assert [row["nbytes"] for row in rows] == [65536] * 2 + [131072] * 2
     wanted = "codec data nbytes encode_gbps decode_gbps decode_add_gbps memcpy_gbps ratio max_err rms_err"
     assert all(set(wanted.split()) <= set(row) for row in rows)
+    assert [row["hop_gbps"] is None for row in rows] == [False, True] * 2
     assert (tmp_path / "o.png").stat().st_size > 1000
-    assert "bf16" in capsys.readouterr().out
+    table = capsys.readouterr().out.splitlines()
+    assert "bf16" in table[2]
+    assert table[2].split()[-2:] == ["-", "-"]
 
 
 @pytest.mark.parametrize("name", ["normal", "grad", "smooth"])

@@ -22,6 +22,14 @@ SPECS = (
     "int8:block=64,rounding=stochastic",
     "int4",
     "int4:block=32,rounding=stochastic",
+    "int4:asymmetric",
+    "int2",
+    "int2:block=64,rounding=stochastic",
+    "int8:asymmetric,rounding=stochastic",
+    "int2:asymmetric",
+    "sign",
+    "sign:block=64",
+    "loco",
     "topk",
     "topk:k=7",
     "shared_int",
@@ -32,6 +40,8 @@ SPECS = (
     "lhc",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
+#: Those whose residual holds exactly what was not sent: one of another dtype is itself rounded.
+EXACT_FEEDBACK = tuple(spec for spec in LOSSY if as_codec(spec).residual_dtype(WORKING[0]) == WORKING[0])
 
 
 def normal(count, dtype=np.float32, seed=0):

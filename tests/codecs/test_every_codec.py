@@ -9,6 +9,7 @@ import pytest
 from checks import (
     COUNTS,
     DTYPES,
+    EXACT_FEEDBACK,
     LOSSY,
     SPECS,
     WORKING,
@@ -66,7 +67,7 @@ def test_any_count_and_dtype(spec, count, dtype):
     check_encode_keep(codec, x)
 
 
-@each_lossy
+@pytest.mark.parametrize("spec", EXACT_FEEDBACK)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [0, 1, 257, 1000])
 def test_feedback_loses_nothing(spec, count, dtype):

@@ -5,17 +5,24 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import casts, quantised
+from collcomp.kernels.cpu import casts, loco, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
 SCALES = np.ones(4, np.float32)
+ONE, TWO, FOUR, EIGHT = (tuple(range(planes)) for planes in (1, 2, 4, 8))
+CODES, OFFSETS = np.zeros(4 * BLOCK, np.uint8), np.ones((4, 2), np.float32)
+LOCO = (SRC[:BLOCK].copy(), SCALES.copy(), CODES, SRC.copy(), BLOCK, TWO, ONE, SRC.size, 0)
 CALLS = [
-    (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, None, 0)),
-    (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, 5, 0)),
-    (quantised.encode_feedback, (SRC, SRC.copy(), SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, None, 0)),
-    (quantised.decode_add, (SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, SRC.copy())),
-    (quantised.decode_add, (SCALES, np.zeros(2 * BLOCK, np.uint8), SRC.copy(), BLOCK, SRC.copy())),
+    (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, None, 0)),
+    (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, 5, 0)),
+    (quantised.encode, (SRC, OFFSETS, CODES, SRC.copy(), BLOCK, FOUR, SRC.size, 5, 0)),
+    (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, EIGHT, SRC.size, None, 0)),
+    (quantised.encode_feedback, (SRC, SRC.copy(), SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, None, 0)),
+    (quantised.decode_add, (SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.copy())),
+    (quantised.decode_add, (SCALES, CODES, SRC.copy(), BLOCK, TWO, SRC.copy())),
+    (quantised.decode_add, (OFFSETS, CODES, SRC.copy(), BLOCK, FOUR, SRC.copy())),
+    (loco.encode_feedback, (SRC, CODES.copy(), SCALES, np.float32(0.8), *LOCO)),
     (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
 ]
 

@@ -1,0 +1,206 @@
+"""Codes of a few bits with a scale a block: the payload that all such codecs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.checks import check_integer
+from collcomp.errors import FrameError
+from collcomp.frame import Frame, align
+from collcomp.kernels import cpu
+
+__all__ = ["BlockCodec"]
+
+
+class _Sections(NamedTuple):
+    scales: np.ndarray
+    codes: np.ndarray
+    raw: np.ndarray
+
+
+@dataclass(frozen=True)
+class BlockCodec(Codec):
+    """The payload: scales (float32), codes, raw blocks; each section starts at a multiple of 64 bytes.
+
+    The last block is as long as what is left, padded to an even number of elements and to whole bytes of codes.
+    """
+
+    _codes_per_byte: ClassVar[int]
+
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        check_integer("block", self.block, 16, multiple=self._multiple)
+
+    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """Scales, codes, and every block raw."""
+        return self._raw_offset(count) + self._padded_count(count) * dtype.itemsize
+
+    def _key(self, stream: int) -> int | None:
+        """The kernels' key of random stream number `stream`; None rounds to nearest."""
+        return None
+
+    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode, (src,), payload, stream)
+
+    def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
+
+    def _encode_sum(
+        self,
+        frames: Sequence[Frame],
+        own: np.ndarray,
+        position: int,
+        divisor: int,
+        kept: np.ndarray | None,
+        payload: np.ndarray,
+        stream: int,
+    ) -> tuple[int, int] | None:
+        if not frames or any(frame.extra for frame in frames):
+            return None
+        others = [self._checked_sections(frame) for frame in frames]
+        total = np.empty(self.block, own.dtype)
+
+        def encode_sum(*arguments: Any) -> int:
+            *arrays, scales, codes, raw, block, planes, count, key, first = arguments
+            start = first * self.block // self._codes_per_byte
+            return cpu.load("quantised").encode_sum(
+                tuple(sections.scales[first : first + len(scales)] for sections in others),
+                tuple(sections.codes[start : start + codes.size] for sections in others),
+                arrays[0],
+                position,
+                own.dtype.type(divisor),
+                total[:block],
+                arrays[1] if len(arrays) == 2 else None,
+                *(scales, codes, raw, block, planes, count, key, first),
+            )
+
+        return self._run(encode_sum, (own,) if kept is None else (own, kept), payload, stream)
+
+    def _encode_feedback(
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
+    ) -> tuple[int, int]:
+        return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
+
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        self._unpack(cpu.load("quantised").decode, frame, dst)
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        self._unpack(cpu.load("quantised").decode_add, frame, acc)
+
+    def _run(
+        self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
+    ) -> tuple[int, int]:
+        """Encode with `kernel`, whose first arguments are `arrays` (the last is written where there are two)."""
+        src = arrays[0]
+        count, size = src.size, src.itemsize
+        blocks, rest = divmod(count, self.block)
+        scales, codes, raw = self._sections(payload, count, src.dtype)
+        key, planes = self._key(stream), self._planes
+        full = count - rest
+        whole = full // self._codes_per_byte
+        found = raw_count = 0
+        if blocks:
+            parts = arrays if not rest else (array[:full] for array in arrays)
+            found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, planes, full, key, 0)
+            raw_count = found * self.block
+        if rest:
+            last = [self._padded(array, full) for array in arrays]
+            padded = last[0].size
+            is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], padded, planes, rest, key, blocks)
+            if len(arrays) == 2:
+                arrays[1][full:] = last[1][:rest]
+            found += is_raw
+            raw_count += is_raw * padded
+        start = self._codes_offset(count)
+        payload[scales.nbytes : start] = 0
+        stop = start + codes.nbytes
+        if not found:
+            return stop, 0
+        payload[stop : align(stop)] = 0
+        return align(stop) + raw_count * size, found
+
+    def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
+        count, planes = dst.size, self._planes
+        blocks, rest = divmod(count, self.block)
+        scales, codes, raw = self._checked_sections(frame)
+        full = count - rest
+        whole = full // self._codes_per_byte
+        if blocks:
+            kernel(scales[:blocks], codes[:whole], raw, self.block, planes, dst[:full])
+        if rest:
+            last = self._padded(dst, full)
+            kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, planes, last)
+            dst[full:] = last[:rest]
+
+    def _padded(self, array: np.ndarray, start: int) -> np.ndarray:
+        """A copy of the elements from `start` on, padded so that the scale of their block stays what it is."""
+        used = array.size - start
+        copy = np.empty(self._padded_count(used), array.dtype)
+        copy[:used] = array[start:]
+        copy[used:] = 0 if self._scale_count == 1 else array[-1]
+        return copy
+
+    def _checked_sections(self, frame: Frame) -> _Sections:
+        count, dtype = frame.count, working_dtype(frame.dtype)
+        nbytes = self._codes_offset(count) + self._code_nbytes(count)
+        if frame.payload.size < nbytes:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
+        scales = self._scales(frame.payload, count)
+        found = cpu.load("quantised").count_raw(scales)
+        if found != frame.extra:
+            raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
+        if found:
+            rest = count % self.block
+            missing = self.block - self._padded_count(rest) if rest and np.isnan(scales.flat[-self._scale_count]) else 0
+            nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
+        if frame.payload.size != nbytes:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
+        return self._sections(frame.payload, count, dtype)
+
+    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
+        start = self._codes_offset(count)
+        stop = start + self._code_nbytes(count)
+        raw = align(stop)
+        return _Sections(
+            self._scales(payload, count),
+            payload[start:stop],
+            payload[raw : raw + self._padded_count(count) * dtype.itemsize].view(dtype),
+        )
+
+    def _scales(self, payload: np.ndarray, count: int) -> np.ndarray:
+        scales = payload[: self._scale_nbytes(count)].view(np.float32)
+        return scales if self._scale_count == 1 else scales.reshape(-1, self._scale_count)
+
+    @property
+    def _scale_count(self) -> int:
+        """float32 numbers a block: the scale, and perhaps an offset."""
+        return 1
+
+    @property
+    def _planes(self) -> tuple[int, ...]:
+        return tuple(range(self._codes_per_byte))
+
+    @property
+    def _multiple(self) -> int:
+        return max(2, self._codes_per_byte)
+
+    def _padded_count(self, count: int) -> int:
+        return -(-count // self._multiple) * self._multiple
+
+    def _scale_nbytes(self, count: int) -> int:
+        return 4 * self._scale_count * -(-count // self.block)
+
+    def _code_nbytes(self, count: int) -> int:
+        return self._padded_count(count) // self._codes_per_byte
+
+    def _codes_offset(self, count: int) -> int:
+        return align(self._scale_nbytes(count))
+
+    def _raw_offset(self, count: int) -> int:
+        return self._codes_offset(count) + align(self._code_nbytes(count))
