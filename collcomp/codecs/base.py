@@ -137,7 +137,7 @@ class Codec(ABC):
     ) -> Iterator[tuple[np.ndarray, str]]:
         """Sum `src` over all ranks in rounds of plain reductions; a generator.
 
-        Each round yields a contiguous array and ``"sum"``, ``"max"`` or ``"or"``. The caller replaces the array's elements by
+        Each round yields a contiguous array and ``"sum"``, ``"max"`` or ``"or"``. The caller replaces its elements by
         their reduction over all ranks and resumes; integers are reduced exactly and wrap around, floats are summed in
         rank order, so every rank sees the same bits. At the end `dst` holds the sum of the operands that the ranks
         encoded, the same bits on every rank.
