@@ -18,13 +18,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from collcomp.kernels.cpu.bits import fixed_point, from_magnitude, hash32, high14, low14, magnitude, nearest
+from collcomp.kernels.cpu.bits import fixed_point, from_magnitude, hash32, high14, low14, nearest
+from collcomp.kernels.cpu.blocks import LARGEST, SMALLEST, accumulate, block_key, copy, largest_magnitude
 from collcomp.kernels.cpu.jit import INLINED, inlined, kernel
 
 __all__ = ["count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]
 
-_SMALLEST = 2.0**-119
-_LARGEST = 2.0**127
 _RAW = np.float32(np.nan)
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level.
 _SHRINK = 1 - 2.0**-21
@@ -92,48 +91,14 @@ def _high_overload(codes, i):
 
 
 @inlined
-def _largest(x):
-    largest = magnitude(x[0])
-    for i in range(x.size):
-        largest = max(largest, magnitude(x[i]))
-    return largest
-
-
-@inlined
-def _accumulate(x, y):
-    """``y += x``, and the largest magnitude of the sums."""
-    largest = magnitude(y[0] + x[0])
-    for i in range(x.size):
-        total = x[i] + y[i]
-        y[i] = total
-        largest = max(largest, magnitude(total))
-    return largest
-
-
-@inlined
 def _scale(largest, levels):
     """The scale of a block with this largest magnitude; NaN where it has to travel raw."""
     peak = from_magnitude(largest)
     if peak == 0:
         return np.float32(0)
-    if _SMALLEST <= peak < _LARGEST:
+    if SMALLEST <= peak < LARGEST:
         return np.float32(peak / levels)
     return _RAW
-
-
-@inlined
-def _copy(x, y):
-    for i in range(x.size):
-        y[i] = x[i]
-
-
-@inlined
-def _block_key(key, index):
-    """A uint32 of its own for each block of each random stream (SplitMix64)."""
-    z = np.uint64(key) + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint32(z >> np.uint64(32))
 
 
 @inlined
@@ -163,13 +128,13 @@ def _encode_block(x, largest, codes, raw, start, key, index):
     """Encode block `x`, into `raw` from `start` on where it must; return its scale."""
     scale = _scale(largest, _levels(codes))
     if np.isnan(scale):
-        _copy(x, raw[start : start + x.size])
+        copy(x, raw[start : start + x.size])
         for i in range(codes.size):
             codes[i] = 0
     elif key is None:
         _quantise_nearest(x, scale, codes)
     else:
-        _quantise_stochastic(x, scale, codes, _block_key(key, index))
+        _quantise_stochastic(x, scale, codes, block_key(key, index))
     return scale
 
 
@@ -214,7 +179,8 @@ def encode(src, scales, codes, raw, block, key, first):
     found = 0
     for b in range(scales.size):
         x = src[b * block : b * block + block]
-        scale = _encode_block(x, _largest(x), codes[b * width : b * width + width], raw, found * block, key, first + b)
+        c = codes[b * width : b * width + width]
+        scale = _encode_block(x, largest_magnitude(x), c, raw, found * block, key, first + b)
         scales[b] = scale
         if np.isnan(scale):
             found += 1
@@ -230,10 +196,10 @@ def encode_keep(src, kept, scales, codes, raw, block, key, first):
         x = src[b * block : b * block + block]
         y = kept[b * block : b * block + block]
         c = codes[b * width : b * width + width]
-        scale = _encode_block(x, _largest(x), c, raw, found * block, key, first + b)
+        scale = _encode_block(x, largest_magnitude(x), c, raw, found * block, key, first + b)
         scales[b] = scale
         if np.isnan(scale):
-            _copy(x, y)
+            copy(x, y)
             found += 1
         else:
             _decode_block(c, scale, y)
@@ -271,7 +237,7 @@ def encode_sum(
     for b in range(scales.size):
         x = own[b * block : b * block + block]
         if position == 0:
-            _copy(x, total)
+            copy(x, total)
         for i in range(len(codes_of_others)):
             c = codes_of_others[i][b * width : b * width + width]
             if i == 0 and position > 0:
@@ -286,10 +252,10 @@ def encode_sum(
                 total[j] /= divisor
         y = kept[b * block : b * block + block]
         c = codes[b * width : b * width + width]
-        scale = _encode_block(total, _largest(total), c, raw, found * block, key, first + b)
+        scale = _encode_block(total, largest_magnitude(total), c, raw, found * block, key, first + b)
         scales[b] = scale
         if np.isnan(scale):
-            _copy(total, y)
+            copy(total, y)
             found += 1
         else:
             _decode_block(c, scale, y)
@@ -305,7 +271,7 @@ def encode_feedback(src, residual, scales, codes, raw, block, key, first):
         x = src[b * block : b * block + block]
         e = residual[b * block : b * block + block]
         c = codes[b * width : b * width + width]
-        largest = _accumulate(x, e)
+        largest = accumulate(x, e)
         scale = _encode_block(e, largest, c, raw, found * block, key, first + b)
         scales[b] = scale
         if np.isnan(scale):
@@ -334,7 +300,7 @@ def decode(scales, codes, raw, block, dst):
     for b in range(scales.size):
         y = dst[b * block : b * block + block]
         if np.isnan(scales[b]):
-            _copy(raw[found * block : found * block + block], y)
+            copy(raw[found * block : found * block + block], y)
             found += 1
         else:
             _decode_block(codes[b * width : b * width + width], scales[b], y)
