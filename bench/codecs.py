@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ DEFAULT_CODECS = (
     "int4:rounding=stochastic",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
+    "hadamard+int4",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 
@@ -183,7 +185,7 @@ def _split_specs(arguments: Sequence[str]) -> list[str]:
     specs: list[str] = []
     for argument in arguments:
         for number, part in enumerate(argument.split(",")):
-            if number and part.partition(":")[0].strip() not in CODECS:
+            if number and re.split("[:+]", part)[0].strip() not in CODECS:
                 specs[-1] += "," + part
             else:
                 specs.append(part)

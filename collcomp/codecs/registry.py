@@ -4,6 +4,7 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.sparse import TopK
 
 __all__ = ["CODECS"]
@@ -15,4 +16,5 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "hadamard": Hadamard,
 }

@@ -24,6 +24,8 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "hadamard+int4",
+    "hadamard:block=512,seed=3+int8:rounding=stochastic",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
