@@ -32,7 +32,11 @@ DEFAULT_CODECS = (
     "int4:rounding=stochastic",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
+    "qsgd",
+    "qsgd:levels=3,spacing=natural",
+    "terngrad",
     "hadamard+int4",
+    "thc",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 

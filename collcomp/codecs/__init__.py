@@ -2,11 +2,28 @@
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config
+from collcomp.codecs.thc import THC
 
-__all__ = ["BF16", "CODECS", "FP16", "Codec", "Hadamard", "Identity", "Int4", "Int8", "TopK", "as_codec", "from_config"]
+__all__ = [
+    "BF16",
+    "CODECS",
+    "FP16",
+    "QSGD",
+    "THC",
+    "Codec",
+    "Hadamard",
+    "Identity",
+    "Int4",
+    "Int8",
+    "TernGrad",
+    "TopK",
+    "as_codec",
+    "from_config",
+]

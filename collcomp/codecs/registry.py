@@ -2,10 +2,12 @@
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.sparse import TopK
+from collcomp.codecs.thc import THC
 
 __all__ = ["CODECS"]
 
@@ -16,5 +18,8 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "qsgd": QSGD,
+    "terngrad": TernGrad,
     "hadamard": Hadamard,
+    "thc": THC,
 }

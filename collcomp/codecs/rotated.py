@@ -42,7 +42,7 @@ def diagonal(key: int, size: int, dtype: np.dtype) -> np.ndarray:
     z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.where(z >> np.uint64(63), -1 / math.sqrt(size), 1 / math.sqrt(size)).astype(dtype)
+    return (np.where(z >> np.uint64(63), -1, 1) / math.sqrt(max(size, 1))).astype(dtype)
 
 
 class _Part(NamedTuple):

@@ -24,7 +24,13 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "qsgd",
+    "qsgd:levels=3,norm=l2,spacing=natural",
+    "terngrad",
+    "terngrad:clip=2.5,block=256",
     "hadamard+int4",
+    "thc",
+    "thc:bits=3,granularity=20,p=0.01,block=256",
     "hadamard:block=512,seed=3+int8:rounding=stochastic",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
