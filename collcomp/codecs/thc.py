@@ -65,12 +65,12 @@ def _rounded(costs: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache
-def _cells(table: tuple[int, ...]) -> np.ndarray:
-    """For each unit of the lattice: the integer below, the distance to the one above, the number of the one below."""
-    numbers_below = np.searchsorted(table, np.arange(table[-1] + 1), side="right") - 1
-    integers = np.array(table)
-    gaps = np.append(np.diff(integers), 1)  # the last integer stays itself
-    return (integers[numbers_below] << 16 | gaps[numbers_below] << 8 | numbers_below).astype(np.int32)
+def _tables(table: tuple[int, ...]) -> np.ndarray:
+    """What the kernels climb: thresholds, and what is added at each, modulo 256."""
+    integers, numbers = np.array(table), np.arange(len(table))
+    gaps = np.append(np.diff(integers), 1)
+    climbs = ((integers, integers), (integers, gaps), (integers, numbers), (numbers, integers))
+    return np.array([(inputs, np.diff(outputs, prepend=0)) for inputs, outputs in climbs]).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class THC(PackedBlocks):
         self, src: np.ndarray, residual: np.ndarray | None, kept: np.ndarray | None, sections: Sections, stream: int
     ) -> None:
         cpu.load("thc").encode(
-            src, residual, kept, *sections, *self._rotation(src, 0), _codes(), _cells(self.table), self._centred(),
-            self._reach(), self.bits, random_key(self.seed, stream),
+            src, residual, kept, *sections, *self._rotation(src, 0), *self._lattice(), self.bits,
+            random_key(self.seed, stream),
         )  # fmt: skip
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
@@ -181,9 +181,7 @@ class THC(PackedBlocks):
     def _unpack(self, frame: Frame, dst: np.ndarray, adds: bool) -> None:
         sections = self._checked_sections(frame)
         if dst.size:
-            cpu.load("thc").decode(
-                *sections, *self._rotation(dst, 0), _codes(), self._centred(), self._reach(), self.bits, adds, dst
-            )
+            cpu.load("thc").decode(*sections, *self._rotation(dst, 0), *self._lattice(), self.bits, adds, dst)
 
     def reduction(
         self,
@@ -207,8 +205,7 @@ class THC(PackedBlocks):
         sums = np.empty(self._code_count(src.size), self.sum_dtype(size))
         rotation = self._rotation(src, shared)
         kernels.quantise(
-            src, residual, norms, sums, *rotation, _codes(), _cells(self.table), self._reach(),
-            random_key(self.seed, stream),
+            src, residual, norms, sums, *rotation, *self._lattice(), random_key(self.seed, stream)
         )  # fmt: skip
         yield sums, "sum"
         kernels.decode_sums(sums, norms, size * self.granularity / 2, *rotation, self._reach(), dst)
@@ -226,14 +223,11 @@ class THC(PackedBlocks):
         last = diagonal(key, rotated_size(values.size, self.block), dtype)
         return diagonal(key, self.block, dtype), last, np.empty(self.block, dtype)
 
-    def _centred(self) -> np.ndarray:
-        return np.array(self.table, np.float32) - np.float32(self.granularity / 2)
+    def _lattice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, float]:
+        """The tables, room for codes, and the sizes of the lattice and of its steps."""
+        words, octets = np.empty((2, PACKED), np.int32), np.empty((4, PACKED), np.uint8)
+        return _tables(self.table), words, octets, self.granularity, self._reach()
 
     def _reach(self) -> float:
         """What a step of the lattice is worth, in standard deviations."""
         return 2 * clamp_limit(self.p) / self.granularity
-
-
-def _codes() -> np.ndarray:
-    """Room for the codes that are packed together."""
-    return np.empty(PACKED, np.int32)
