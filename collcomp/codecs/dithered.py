@@ -83,8 +83,8 @@ class QSGD(_Dithered):
     seed : int
         Of the random rounding.
     feedback : bool
-        Carry what was rounded off into the next call with the same key. Only with norm ``"max"`` and at least 2
-        levels: otherwise errors can be larger than the values that they come from, and residuals grow without bounds.
+        Carry what was rounded off into the next call with the same key. Only with norm ``"max"``: the Euclidean norm
+        is so large that errors can exceed the values that they come from, and residuals grow without bounds.
 
     Examples
     --------
@@ -120,9 +120,7 @@ class QSGD(_Dithered):
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)
         if self.feedback and self.norm == "l2":
-            raise ValueError("feedback: residuals diverge with norm='l2'; it takes norm='max'")
-        if self.feedback and self.levels == 1:
-            raise ValueError("feedback: residuals diverge with levels=1; it takes 2 or more")
+            raise ValueError("feedback: residuals would diverge with norm='l2', it takes norm='max'")
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ class TernGrad(_Dithered):
     mean is x, to ``m * 2**-15``, its error below m. With `clip`, magnitudes above `clip` times the root mean square
     of their block are clipped to that first: m is smaller, and what was clipped is lost.
 
-    There is no error feedback: errors can be larger than the values that they come from, residuals would grow without
-    bounds. Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they
+    There is no error feedback: errors are as large as the values that they come from, and residuals would be many times
+    as large. Blocks with a NaN, an infinity, or an m of at least 2**127 or below 2**-119 (but not 0) travel as they
     are. -0.0 becomes 0.0.
 
     Parameters

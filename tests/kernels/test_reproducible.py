@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import casts, quantised
+from collcomp.kernels.cpu import casts, dithered, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
 SCALES = np.ones(4, np.float32)
+WORDS, CODES = np.zeros(4 * 8 * 5, np.uint32), np.zeros(BLOCK, np.int32)
 CALLS = [
     (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, None, 0)),
     (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, 5, 0)),
@@ -17,6 +18,14 @@ CALLS = [
     (quantised.decode_add, (SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, SRC.copy())),
     (quantised.decode_add, (SCALES, np.zeros(2 * BLOCK, np.uint8), SRC.copy(), BLOCK, SRC.copy())),
     (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
+    *(
+        (
+            dithered.encode,
+            (SRC, SRC.copy(), None, SCALES, WORDS, SRC.copy(), CODES, BLOCK, 15, 5, natural, True, 0.0, 5),
+        )
+        for natural in (None, True)
+    ),
+    (dithered.decode_add, (SCALES, WORDS, SRC.copy(), CODES, BLOCK, 15, 5, None, SRC.copy())),
 ]
 
 
