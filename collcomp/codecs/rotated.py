@@ -113,19 +113,18 @@ class Hadamard(Codec):
         return self._start(count) + self.inner.max_payload_nbytes(self._padded(count), dtype)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        rotated = self._rotate(src, payload)
+        rotated = self._rotate(src, None, payload)
         return self._finished(src.size, self.inner._encode(rotated, payload[self._start(src.size) :], stream))
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        rotated, outcome = self._rotate_and_keep(src, payload, stream)
+        rotated, outcome = self._rotate_and_keep(src, None, payload, stream)
         self._unrotate(rotated, payload, kept)
         return outcome
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        residual += src
-        rotated, outcome = self._rotate_and_keep(residual, payload, stream)
+        rotated, outcome = self._rotate_and_keep(src, residual, payload, stream)
         for part in self._parts(src.size, src.dtype):
             cpu.load("rotation").unrotate_subtract(
                 rotated[part.rotated], part.diagonal, payload[part.plain], residual[part.values]
@@ -147,19 +146,24 @@ class Hadamard(Codec):
                 rotated[part.rotated], part.diagonal, frame.payload[part.plain], acc[part.values]
             )
 
-    def _rotate(self, src: np.ndarray, payload: np.ndarray) -> np.ndarray:
-        """The rotated values; which blocks are not, stands in `payload`."""
+    def _rotate(self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray) -> np.ndarray:
+        """The rotated values, or sums with `residual`, left there; says in `payload` which blocks are not rotated."""
         rotated = np.empty(self._padded(src.size), src.dtype)
         nbytes = 0
         for part in self._parts(src.size, src.dtype):
-            cpu.load("rotation").rotate(src[part.values], part.diagonal, rotated[part.rotated], payload[part.plain])
+            addend = None if residual is None else residual[part.values]
+            cpu.load("rotation").rotate(
+                src[part.values], addend, part.diagonal, rotated[part.rotated], payload[part.plain]
+            )
             nbytes = part.plain.stop
         payload[nbytes : self._start(src.size)] = 0
         return rotated
 
-    def _rotate_and_keep(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _rotate_and_keep(
+        self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray, stream: int
+    ) -> tuple[np.ndarray, tuple[int, int]]:
         """Encode; what decoding will give before it is rotated back, and the outcome."""
-        rotated = self._rotate(src, payload)
+        rotated = self._rotate(src, residual, payload)
         outcome = self.inner._encode_keep(rotated, rotated, payload[self._start(src.size) :], stream)
         return rotated, self._finished(src.size, outcome)
 

@@ -21,10 +21,12 @@ from collcomp.kernels import cpu
 
 __all__ = ["THC", "clamp_limit", "lookup_table"]
 
+_SMALLEST_P = 1e-12
+
 
 def clamp_limit(p: float) -> float:
     """The magnitude that a standard normal value exceeds with probability `p`."""
-    return NormalDist().inv_cdf(1 - p / 2)
+    return -NormalDist().inv_cdf(p / 2)
 
 
 @functools.lru_cache
@@ -100,7 +102,7 @@ class THC(PackedBlocks):
     granularity : int
         The largest integer, from ``2**bits - 1`` to 255: with more, the table fits values better, and sums are longer.
     p : float
-        Share of the values that is clamped, 0 < `p` < 1.
+        Share of the values that is clamped, 1e-12 to 0.5.
     block : int
         Elements that are rotated together and share a norm; a power of two from 256 to 65536.
     seed : int
@@ -141,8 +143,8 @@ class THC(PackedBlocks):
             raise ValueError(f"granularity: expected at most 255, got {self.granularity!r}")
         if isinstance(self.p, bool) or not isinstance(self.p, numbers.Real):
             raise TypeError(f"p: expected a number, got {self.p!r}")
-        if not 0 < self.p < 1:
-            raise ValueError(f"p: expected a number between 0 and 1, got {self.p!r}")
+        if not _SMALLEST_P <= self.p <= 0.5:
+            raise ValueError(f"p: expected a number from {_SMALLEST_P} to 0.5, got {self.p!r}")
         check_rotation_block(self.block)
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from collcomp.kernels.cpu.bits import from_magnitude
-from collcomp.kernels.cpu.blocks import copy
+from collcomp.kernels.cpu.blocks import accumulate, copy
 from collcomp.kernels.cpu.jit import inlined, kernel
 from collcomp.kernels.cpu.vectors import element_pointer, load, store, undefined
 
@@ -194,15 +194,21 @@ def unrotate_block(y, diagonal):
 
 
 @kernel
-def rotate(src, diagonal, dst, plain):
+def rotate(src, residual, diagonal, dst, plain):
     """Rotate the blocks of `src` into `dst`, which is longer where the last one is not whole, and clear or set `plain`.
 
-    Blocks are as long as `diagonal`, zeros are added to the last; `plain` is of uint8, one bit a block.
+    Blocks are as long as `diagonal`, zeros are added to the last; `plain` is of uint8, one bit a block. Unless it is
+    None, `src` is added to `residual` first, which is then rotated.
     """
     size = diagonal.size
     plain[:] = 0
     for b in range(dst.size // size):
-        if not rotate_block(src[b * size : b * size + size], diagonal, dst[b * size : b * size + size]):
+        x = src[b * size : b * size + size]
+        if residual is not None:
+            y = residual[b * size : b * size + size]
+            accumulate(x, y)
+            x = y
+        if not rotate_block(x, diagonal, dst[b * size : b * size + size]):
             plain[b // 8] |= 1 << (b % 8)
 
 

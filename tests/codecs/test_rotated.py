@@ -24,7 +24,7 @@ def hadamard_matrix(size):
 def rotate(x, size, dtype):
     """Rotated blocks of `x`, and what says which are not."""
     y, plain = np.full(-(-x.size // size) * size, 7, dtype), np.full(-(-x.size // size // 8), 0xFF, np.uint8)
-    rotation.rotate(x, diagonal(5, size, dtype), y, plain)
+    rotation.rotate(x, None, diagonal(5, size, dtype), y, plain)
     return y, plain
 
 

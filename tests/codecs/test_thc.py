@@ -57,8 +57,9 @@ def test_no_symmetric_table_is_better(bits, granularity, p):
 
 
 @pytest.mark.parametrize(("bits", "granularity"), [(1, 1), (2, 3), (4, 15), (8, 255), (4, 255), (5, 100)])
-def test_tables_are_whole(bits, granularity):
-    table = lookup_table(bits, granularity, 1 / 32)
+@pytest.mark.parametrize("p", [1e-12, 1 / 32, 0.5])
+def test_tables_are_whole(bits, granularity, p):
+    table = lookup_table(bits, granularity, p)
     assert len(table) == 2**bits
     assert (table[0], table[-1]) == (0, granularity)
     assert (np.diff(table) > 0).all()
@@ -278,7 +279,8 @@ def test_frames_are_small(bits):
         (ValueError, "granularity", 14),
         (ValueError, "granularity", 256),
         (ValueError, "p", 0),
-        (ValueError, "p", 1.0),
+        (ValueError, "p", 0.51),
+        (ValueError, "p", 1e-13),
         (ValueError, "p", float("nan")),
         (TypeError, "p", "0.1"),
         (TypeError, "p", True),
