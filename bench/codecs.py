@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,11 @@ DEFAULT_CODECS = (
     "topk:ratio=0.001",
     "powersgd",
     "lhc",
+    "qsgd",
+    "qsgd:levels=3,spacing=natural",
+    "terngrad",
+    "hadamard+int4",
+    "thc",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback", "hop")
 
@@ -201,7 +207,7 @@ def _split_specs(arguments: Sequence[str]) -> list[str]:
     specs: list[str] = []
     for argument in arguments:
         for number, part in enumerate(argument.split(",")):
-            if number and part.partition(":")[0].strip() not in CODECS:
+            if number and re.split("[:+]", part)[0].strip() not in CODECS:
                 specs[-1] += "," + part
             else:
                 specs.append(part)

@@ -2,6 +2,7 @@
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
@@ -9,17 +10,22 @@ from collcomp.codecs.packed import Packed
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.registry import CODECS
+from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config
+from collcomp.codecs.thc import THC
 
 __all__ = [
     "BF16",
     "CODECS",
     "FP16",
     "LHC",
+    "QSGD",
+    "THC",
     "Codec",
+    "Hadamard",
     "Identity",
     "Int2",
     "Int4",
@@ -29,6 +35,7 @@ __all__ = [
     "PowerSGD",
     "SharedInt",
     "Sign",
+    "TernGrad",
     "TopK",
     "as_codec",
     "from_config",

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from collcomp.codecs.blocks import BlockCodec
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
+from collcomp.codecs.streams import random_key
 
 __all__ = ["Int2", "Int4", "Int8"]
 
@@ -34,7 +35,7 @@ class _Quantiser(BlockCodec):
         return 2 if self.asymmetric else 1
 
     def _key(self, stream: int) -> int | None:
-        return None if self.rounding == "nearest" else _random_key(self.seed, stream)
+        return None if self.rounding == "nearest" else random_key(self.seed, stream)
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,3 @@ class Int2(_Quantiser):
     number: ClassVar[int] = 11
     summary: ClassVar[str] = "2-bit integers with a scale a block, error <= 1/2 of the block's largest magnitude"
     _codes_per_byte: ClassVar[int] = 4
-
-
-def _random_key(seed: int, stream: int) -> int:
-    """One key for both; below 2**63, so that kernels are compiled for one integer type only."""
-    return (seed * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7) & 0x7FFFFFFFFFFFFFFF

@@ -2,15 +2,18 @@
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
 from collcomp.codecs.packed import Packed
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
+from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
+from collcomp.codecs.thc import THC
 
 __all__ = ["CODECS"]
 
@@ -28,4 +31,8 @@ CODECS: dict[str, type[Codec]] = {
     "packed": Packed,
     "powersgd": PowerSGD,
     "lhc": LHC,
+    "qsgd": QSGD,
+    "terngrad": TernGrad,
+    "hadamard": Hadamard,
+    "thc": THC,
 }

@@ -26,6 +26,7 @@ __all__ = [
     "from_ordered",
     "hash32",
     "high14",
+    "high23",
     "low14",
     "magnitude",
     "magnitudes_above",
@@ -242,6 +243,16 @@ def high14(typing_context, h):
 
     def generate(context, builder, signature, args):
         return builder.lshr(args[0], _c32(18))
+
+    return types.int32(types.uint32), generate
+
+
+@intrinsic
+def high23(typing_context, h):
+    """The highest 23 bits of uint32 `h`, as int32."""
+
+    def generate(context, builder, signature, args):
+        return builder.lshr(args[0], _c32(9))
 
     return types.int32(types.uint32), generate
 

@@ -35,22 +35,14 @@ from collcomp.kernels.cpu.bits import (
     sum_of_magnitudes,
     unsigned_field,
 )
+from collcomp.kernels.cpu.common import LARGEST, SMALLEST, block_key, copy
 from collcomp.kernels.cpu.jit import INLINED, inlined
 
-__all__ = ["add_block", "add_to_block", "copy", "decode_block", "encode_block", "is_raw"]
+__all__ = ["add_block", "add_to_block", "decode_block", "encode_block", "is_raw"]
 
-_SMALLEST = 2.0**-119
-_LARGEST = 2.0**127
 _RAW = np.float32(np.nan)
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level.
 _SHRINK = 1 - 2.0**-21
-
-
-@inlined
-def copy(x, y):
-    """``y = x``."""
-    for i in range(x.size):
-        y[i] = x[i]
 
 
 # ---------------------------------------------------------------------- the scale of a block
@@ -61,7 +53,7 @@ def _fitting(peak, levels):
     """The scale that puts `peak` on the last of `levels`; NaN where it would leave the normal float32 range."""
     if peak == 0:
         return np.float32(0)
-    if _SMALLEST <= peak < _LARGEST:
+    if SMALLEST <= peak < LARGEST:
         return np.float32(peak / levels)
     return _RAW
 
@@ -106,7 +98,7 @@ def _not_above(x):
 def _scale_and_offset(x, addend, levels):
     low, high = _range(x, addend)
     offset = _not_above(low)
-    if not (offset > -_LARGEST and high < _LARGEST):
+    if not (offset > -LARGEST and high < LARGEST):
         return _RAW, np.float32(0)
     return _fitting(high - x.dtype.type(offset), levels), offset
 
@@ -167,15 +159,6 @@ def _set_scale(scales, b, scale, offset):
 
 
 # ---------------------------------------------------------------------- elements to codes
-
-
-@inlined
-def _block_key(key, index):
-    """A uint32 of its own for each block of each random stream (SplitMix64)."""
-    z = np.uint64(key) + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint32(z >> np.uint64(32))
 
 
 @inlined
@@ -247,9 +230,9 @@ def _put_overload(x, offset, inverse, codes, planes, key):
 def _quantise(x, scale, offset, codes, planes, key, index):
     one = x.dtype.type(1 if key is None else _SHRINK)
     inverse = one / x.dtype.type(scale) if scale > 0 else x.dtype.type(0)
-    block_key = None if key is None else _block_key(key, index)
+    random = None if key is None else block_key(key, index)
     origin = None if offset is None else x.dtype.type(offset)
-    _put(x, origin, inverse, codes, planes, block_key)
+    _put(x, origin, inverse, codes, planes, random)
 
 
 @inlined

@@ -7,7 +7,8 @@ uint8; `raw` at least as many elements as the raw blocks have, of the dtype of `
 Results must not depend on the CPU: multiplications and additions are never contracted.
 """
 
-from collcomp.kernels.cpu.blocks import add_block, add_to_block, copy, decode_block, encode_block, is_raw
+from collcomp.kernels.cpu.blocks import add_block, add_to_block, decode_block, encode_block, is_raw
+from collcomp.kernels.cpu.common import copy
 from collcomp.kernels.cpu.jit import kernel
 
 __all__ = ["count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]

@@ -38,6 +38,14 @@ SPECS = (
     "powersgd",
     "powersgd:rank=3,columns=30,min_rate=1",
     "lhc",
+    "qsgd",
+    "qsgd:levels=3,norm=l2,spacing=natural",
+    "terngrad",
+    "terngrad:clip=2.5,block=256",
+    "hadamard+int4",
+    "thc",
+    "thc:bits=3,granularity=20,p=0.01,block=256",
+    "hadamard:block=512,seed=3+int8:rounding=stochastic",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 #: Those whose residual holds exactly what was not sent: one of another dtype is itself rounded.

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import casts, loco, quantised
+from collcomp.kernels.cpu import casts, dithered, loco, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
@@ -13,6 +13,7 @@ SCALES = np.ones(4, np.float32)
 ONE, TWO, FOUR, EIGHT = (tuple(range(planes)) for planes in (1, 2, 4, 8))
 CODES, OFFSETS = np.zeros(4 * BLOCK, np.uint8), np.ones((4, 2), np.float32)
 LOCO = (SRC[:BLOCK].copy(), SCALES.copy(), CODES, SRC.copy(), BLOCK, TWO, ONE, SRC.size, 0)
+WORDS, ROOM = np.zeros(4 * 8 * 5, np.uint32), np.zeros(BLOCK, np.int32)
 CALLS = [
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, None, 0)),
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, 5, 0)),
@@ -24,6 +25,14 @@ CALLS = [
     (quantised.decode_add, (OFFSETS, CODES, SRC.copy(), BLOCK, FOUR, SRC.copy())),
     (loco.encode_feedback, (SRC, CODES.copy(), SCALES, np.float32(0.8), *LOCO)),
     (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
+    *(
+        (
+            dithered.encode,
+            (SRC, SRC.copy(), None, SCALES, WORDS, SRC.copy(), ROOM, BLOCK, 15, 5, natural, True, 0.0, 5),
+        )
+        for natural in (None, True)
+    ),
+    (dithered.decode_add, (SCALES, WORDS, SRC.copy(), ROOM, BLOCK, 15, 5, None, SRC.copy())),
 ]
 
 

@@ -1,0 +1,208 @@
+"""Rotation before quantisation: outliers are spread over their block, which then needs a smaller scale."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.checks import check_flag, check_integer
+from collcomp.codecs.quantised import Int4
+from collcomp.codecs.streams import random_key
+from collcomp.errors import FrameError
+from collcomp.frame import Frame, align
+from collcomp.kernels import cpu
+
+__all__ = ["Hadamard", "check_rotation_block", "diagonal", "rotated_size"]
+
+_SMALLEST, _LARGEST = 256, 1 << 16
+
+
+def check_rotation_block(block: Any) -> None:
+    """`TypeError` or `ValueError` unless blocks of this size can be rotated."""
+    check_integer("block", block, _SMALLEST)
+    if block > _LARGEST or block & (block - 1):
+        raise ValueError(f"block: expected a power of two from {_SMALLEST} to {_LARGEST}, got {block!r}")
+
+
+def rotated_size(count: int, block: int) -> int:
+    """Elements of the last block of `count` once it is rotated: a power of two; 0 where all blocks are whole."""
+    rest = count % block
+    return max(_SMALLEST, 1 << (rest - 1).bit_length()) if rest else 0
+
+
+@functools.lru_cache(maxsize=64)
+def diagonal(key: int, size: int, dtype: np.dtype) -> np.ndarray:
+    """`size` random signs, by their positions, times ``1 / sqrt(size)``."""
+    z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (np.where(z >> np.uint64(63), -1, 1) / math.sqrt(max(size, 1))).astype(dtype)
+
+
+class _Part(NamedTuple):
+    """Blocks of one size: all whole ones, or the last one."""
+
+    values: slice
+    rotated: slice
+    plain: slice
+    diagonal: np.ndarray
+
+
+@dataclass(frozen=True)
+class Hadamard(Codec):
+    """A random rotation of each block, and the codec `inner` for the rotated values: ``"hadamard+int4:block=128"``.
+
+    A randomised Walsh-Hadamard transform makes each value of a block the signed sum of all, so that rotated values are
+    about normally distributed, whatever the block looked like: an outlier costs the others no precision. Rotations
+    keep lengths: the root of the mean squared error of a block is that of `inner` for the rotated values, and the
+    arithmetic adds rounding of about ``log2(block)`` units in the last place of the block's largest magnitude.
+
+    A block with a NaN, an infinity or a magnitude of at least 2**90 is not rotated: `inner` gets it as it is. A last
+    block that is not whole is filled with zeros up to a power of two. -0.0 may become 0.0.
+
+    Parameters
+    ----------
+    block : int
+        Elements that are rotated together; a power of two from 256 to 65536.
+    seed : int
+        Of the random signs.
+    feedback : bool
+        Carry what was rounded off into the next call with the same key.
+    inner : Codec
+        Encodes the rotated values; lossy, of dense values, without feedback of its own.
+
+    Examples
+    --------
+    >>> Hadamard(inner=Int4(block=128)).spec
+    'hadamard+int4:block=128'
+
+    References
+    ----------
+    Suresh, Yu, Kumar and McMahan, "Distributed mean estimation with limited communication", ICML 2017.
+    """
+
+    codec_id: ClassVar[str] = "hadamard"
+    number: ClassVar[int] = 16
+    summary: ClassVar[str] = "a random rotation of each block, against outliers, before another codec: hadamard+int4"
+
+    block: int = 1024
+    seed: int = 0
+    feedback: bool = False
+    inner: Codec = field(default=Int4())
+
+    def __post_init__(self) -> None:
+        check_rotation_block(self.block)
+        check_integer("seed", self.seed, 0)
+        check_flag("feedback", self.feedback)
+        inner = self.inner
+        if not isinstance(inner, Codec):
+            raise TypeError(f"inner: expected a Codec, got {inner!r}")
+        if inner.feedback:
+            raise ValueError(f"inner: {inner.spec!r} has feedback; it belongs to the rotation: 'hadamard:feedback+...'")
+        if inner.lossless or inner.sparse or inner.summable or inner.whole or inner.stateful or hasattr(inner, "inner"):
+            raise ValueError(f"inner: expected a quantiser of dense values, got {inner.spec!r}")
+
+    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """A bit a block, and what the inner codec needs."""
+        return self._start(count) + self.inner.max_payload_nbytes(self._padded(count), dtype)
+
+    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        rotated = self._rotate(src, None, payload)
+        return self._finished(src.size, self.inner._encode(rotated, payload[self._start(src.size) :], stream))
+
+    def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        rotated, outcome = self._rotate_and_keep(src, None, payload, stream)
+        self._unrotate(rotated, payload, kept)
+        return outcome
+
+    def _encode_feedback(
+        self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
+    ) -> tuple[int, int]:
+        rotated, outcome = self._rotate_and_keep(src, residual, payload, stream)
+        for part in self._parts(src.size, src.dtype):
+            cpu.load("rotation").unrotate_subtract(
+                rotated[part.rotated], part.diagonal, payload[part.plain], residual[part.values]
+            )
+        return outcome
+
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        inner = self._inner_frame(frame)
+        rotated = dst if inner.count == dst.size else np.empty(inner.count, dst.dtype)
+        self.inner._decode(inner, rotated)
+        self._unrotate(rotated, frame.payload, dst)
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        inner = self._inner_frame(frame)
+        rotated = np.empty(inner.count, acc.dtype)
+        self.inner._decode(inner, rotated)
+        for part in self._parts(acc.size, acc.dtype):
+            cpu.load("rotation").unrotate_add(
+                rotated[part.rotated], part.diagonal, frame.payload[part.plain], acc[part.values]
+            )
+
+    def _rotate(self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray) -> np.ndarray:
+        """The rotated values, or sums with `residual`, left there; says in `payload` which blocks are not rotated."""
+        rotated = np.empty(self._padded(src.size), src.dtype)
+        nbytes = 0
+        for part in self._parts(src.size, src.dtype):
+            addend = None if residual is None else residual[part.values]
+            cpu.load("rotation").rotate(
+                src[part.values], addend, part.diagonal, rotated[part.rotated], payload[part.plain]
+            )
+            nbytes = part.plain.stop
+        payload[nbytes : self._start(src.size)] = 0
+        return rotated
+
+    def _rotate_and_keep(
+        self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray, stream: int
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Encode; what decoding will give before it is rotated back, and the outcome."""
+        rotated = self._rotate(src, residual, payload)
+        outcome = self.inner._encode_keep(rotated, rotated, payload[self._start(src.size) :], stream)
+        return rotated, self._finished(src.size, outcome)
+
+    def _unrotate(self, rotated: np.ndarray, payload: np.ndarray, dst: np.ndarray) -> None:
+        """Rotate back in place, into `dst` if that is elsewhere."""
+        for part in self._parts(dst.size, dst.dtype):
+            cpu.load("rotation").unrotate(rotated[part.rotated], part.diagonal, payload[part.plain])
+        if rotated is not dst:
+            dst[...] = rotated[: dst.size]
+
+    def _inner_frame(self, frame: Frame) -> Frame:
+        count, start = self._padded(frame.count), self._start(frame.count)
+        if frame.payload.size < start:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {start} and more")
+        values = Frame(
+            self.inner.number, working_dtype(frame.dtype), self.inner.digest, 0, count, frame.extra, count,
+            frame.payload[start:],
+        )  # fmt: skip
+        self.inner.check(values, count)
+        return values
+
+    def _finished(self, count: int, outcome: tuple[int, int]) -> tuple[int, int]:
+        return self._start(count) + outcome[0], outcome[1]
+
+    def _padded(self, count: int) -> int:
+        return count - count % self.block + rotated_size(count, self.block)
+
+    def _start(self, count: int) -> int:
+        """Where the inner codec's payload starts: behind a bit for each whole block, and a byte for the last."""
+        return align(-(-(count // self.block) // 8) + (count % self.block > 0))
+
+    def _parts(self, count: int, dtype: np.dtype) -> Iterator[_Part]:
+        key = random_key(self.seed, 0)
+        full, size = count - count % self.block, rotated_size(count, self.block)
+        nbytes = -(-(full // self.block) // 8)
+        if full:
+            whole = slice(0, full)
+            yield _Part(whole, whole, slice(0, nbytes), diagonal(key, self.block, dtype))
+        if size:
+            yield _Part(
+                slice(full, count), slice(full, full + size), slice(nbytes, nbytes + 1), diagonal(key, size, dtype)
+            )
