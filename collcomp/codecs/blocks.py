@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -177,16 +178,16 @@ class BlockCodec(Codec):
         scales = payload[: self._scale_nbytes(count)].view(np.float32)
         return scales if self._scale_count == 1 else scales.reshape(-1, self._scale_count)
 
-    @property
+    @cached_property
     def _scale_count(self) -> int:
         """float32 numbers a block: the scale, and perhaps an offset."""
         return 1
 
-    @property
+    @cached_property
     def _planes(self) -> tuple[int, ...]:
         return tuple(range(self._codes_per_byte))
 
-    @property
+    @cached_property
     def _multiple(self) -> int:
         return max(2, self._codes_per_byte)
 

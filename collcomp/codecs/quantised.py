@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from collcomp.codecs.blocks import BlockCodec
@@ -30,7 +31,7 @@ class _Quantiser(BlockCodec):
         check_flag("feedback", self.feedback)
         check_flag("asymmetric", self.asymmetric)
 
-    @property
+    @cached_property
     def _scale_count(self) -> int:
         return 2 if self.asymmetric else 1
 

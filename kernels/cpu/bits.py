@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from collcomp.kernels.cpu.vectors import load, same, undefined
+from collcomp.kernels.cpu.vectors import load, same, store, undefined
 
 __all__ = [
     "bfloat16_to_float32",
@@ -37,6 +37,7 @@ __all__ = [
     "signed_field",
     "sum_of_magnitudes",
     "unsigned_field",
+    "with_sign",
 ]
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
@@ -142,9 +143,10 @@ def signed_field(typing_context, byte, shift, width):
 
 
 @intrinsic
-def sum_of_magnitudes(typing_context, x):
+def sum_of_magnitudes(typing_context, x, addend):
     """The sum of the magnitudes of contiguous array `x`, in an order of its own, which is the same on every CPU.
 
+    Before, `addend` is added to `x` in place, unless it is None; it is at least as long.
     Lane k of 32 sums the elements k, k + 32, ...; then the upper half of the lanes is added to the lower until one is
     left, then what remains of `x` one by one.
     """
@@ -154,15 +156,21 @@ def sum_of_magnitudes(typing_context, x):
     def generate(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])
         data, size = array.data, builder.extract_value(array.shape, 0)
+        other = None if addend == types.none else context.make_array(addend)(context, builder, args[1]).data
 
-        def magnitude_of(value, kind, clear):
-            return builder.bitcast(builder.and_(builder.bitcast(value, kind), clear), value.type)
+        def added(index, count):
+            pointer = builder.gep(data, [index])
+            row = load(builder, pointer, real, count)
+            if other is not None:
+                row = builder.fadd(row, load(builder, builder.gep(other, [index]), real, count))
+                store(builder, row, pointer)
+            cleared = builder.and_(builder.bitcast(row, ir.VectorType(bits, count)), same(bits, count, mask))
+            return builder.bitcast(cleared, row.type)
 
         total = cgutils.alloca_once_value(builder, same(real, lanes, 0.0))
         whole = builder.udiv(size, ir.Constant(_I64, lanes))
         with cgutils.for_range(builder, whole) as loop:
-            pointer = builder.gep(data, [builder.mul(loop.index, ir.Constant(_I64, lanes))])
-            row = magnitude_of(load(builder, pointer, real, lanes), ir.VectorType(bits, lanes), same(bits, lanes, mask))
+            row = added(builder.mul(loop.index, ir.Constant(_I64, lanes)), lanes)
             builder.store(builder.fadd(builder.load(total), row), total)
         vector = builder.load(total)
         while vector.type.count > 1:
@@ -179,11 +187,23 @@ def sum_of_magnitudes(typing_context, x):
         scalar = cgutils.alloca_once_value(builder, builder.extract_element(vector, _c32(0)))
         start = builder.mul(whole, ir.Constant(_I64, lanes))
         with cgutils.for_range_slice(builder, start, size, ir.Constant(_I64, 1)) as (index, _):
-            value = magnitude_of(builder.load(builder.gep(data, [index])), bits, ir.Constant(bits, mask))
+            value = builder.extract_element(added(index, 1), _c32(0))
             builder.store(builder.fadd(builder.load(scalar), value), scalar)
         return builder.load(scalar)
 
-    return x.dtype(x), generate
+    return x.dtype(x, addend), generate
+
+
+@intrinsic
+def with_sign(typing_context, size, x):
+    """`size`, which is at least 0, with the sign of `x`."""
+    _, bits, real, mask = _TWINS[x]
+
+    def generate(context, builder, signature, args):
+        sign = builder.and_(builder.bitcast(args[1], bits), ir.Constant(bits, ~mask))
+        return builder.bitcast(builder.or_(builder.bitcast(args[0], bits), sign), real)
+
+    return x(x, x), generate
 
 
 @intrinsic

@@ -34,11 +34,12 @@ from collcomp.kernels.cpu.bits import (
     signed_field,
     sum_of_magnitudes,
     unsigned_field,
+    with_sign,
 )
 from collcomp.kernels.cpu.common import LARGEST, SMALLEST, block_key, copy
 from collcomp.kernels.cpu.jit import INLINED, inlined
 
-__all__ = ["add_block", "add_to_block", "decode_block", "encode_block", "is_raw"]
+__all__ = ["add_block", "add_to_block", "decode_block", "encode_block", "is_raw", "subtract_block"]
 
 _RAW = np.float32(np.nan)
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level.
@@ -105,10 +106,7 @@ def _scale_and_offset(x, addend, levels):
 
 @inlined
 def _mean_magnitude(x, addend, used):
-    if addend is not None:
-        for i in range(x.size):
-            x[i] += addend[i]
-    total = sum_of_magnitudes(x[:used])
+    total = sum_of_magnitudes(x[:used], addend)
     mean = total / x.dtype.type(used)
     return _RAW if mean == 0 and total > 0 else _fitting(mean, np.float32(1))
 
@@ -304,6 +302,24 @@ def add_block(codes, planes, scales, b, weight, y):
         plane = y[p * codes.size : (p + 1) * codes.size]
         for i in range(codes.size):
             plane[i] += _value(y.dtype.type(_level(codes[i], planes, p, scales)), step, origin)
+
+
+def subtract_block(codes, planes, scales, b, x):
+    """``x -= block``, for block `b`, which `x` was encoded to and which is not raw."""
+    raise NotImplementedError
+
+
+@overload(subtract_block, jit_options=INLINED)
+def _subtract_block_overload(codes, planes, scales, b, x):
+    if len(planes) < 8:
+        return lambda codes, planes, scales, b, x: add_block(codes, planes, scales, b, -1, x)
+
+    def subtract(codes, planes, scales, b, x):  # the signs need not be unpacked: `x` still has them
+        step = x.dtype.type(scales[b])
+        for i in range(x.size):
+            x[i] -= with_sign(step, x[i])
+
+    return subtract
 
 
 @inlined

@@ -1,6 +1,6 @@
 """Low-bit codes with a residual that decays and is kept in 8-bit codes: one pass over both."""
 
-from collcomp.kernels.cpu.blocks import add_block, add_to_block, encode_block
+from collcomp.kernels.cpu.blocks import add_block, add_to_block, encode_block, subtract_block
 from collcomp.kernels.cpu.jit import kernel
 
 __all__ = ["encode_feedback"]
@@ -44,7 +44,7 @@ def encode_feedback(
             for i in range(block):
                 work[i] = 0
         else:
-            add_block(c, planes, scales, b, -1, work)
+            subtract_block(c, planes, scales, b, work)
             for i in range(block):
                 work[i] *= rest
         add_block(e, residual_planes, residual_scales, b, beta, work)

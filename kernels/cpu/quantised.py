@@ -7,7 +7,14 @@ uint8; `raw` at least as many elements as the raw blocks have, of the dtype of `
 Results must not depend on the CPU: multiplications and additions are never contracted.
 """
 
-from collcomp.kernels.cpu.blocks import add_block, add_to_block, decode_block, encode_block, is_raw
+from collcomp.kernels.cpu.blocks import (
+    add_block,
+    add_to_block,
+    decode_block,
+    encode_block,
+    is_raw,
+    subtract_block,
+)
 from collcomp.kernels.cpu.common import copy
 from collcomp.kernels.cpu.jit import kernel
 
@@ -150,7 +157,7 @@ def encode_feedback(src, residual, scales, codes, raw, block, planes, count, key
                 e[i] = 0
             found += 1
         else:
-            add_block(c, planes, scales, b, -1, e)
+            subtract_block(c, planes, scales, b, e)
     return found
 
 

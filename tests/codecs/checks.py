@@ -59,6 +59,13 @@ def normal(count, dtype=np.float32, seed=0):
     return (rng.standard_normal(count) * scales.repeat(100)[:count]).astype(dtype)
 
 
+def peaks(x, block):
+    """The largest magnitude of the block of each element, in float64."""
+    padded = np.zeros(-(-x.size // block) * block)
+    padded[: x.size] = np.abs(x.astype(float))
+    return padded.reshape(-1, block).max(1, initial=0).repeat(block)[: x.size]
+
+
 def encode(codec, x, stream=0):
     """The frame of `x`, as it arrives."""
     buffer = np.empty(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from checks import WORKING, decode, encode, normal, same_bits
+from checks import WORKING, decode, encode, normal, peaks, same_bits
 from helpers import run
-from test_quantised import peaks
 
 from collcomp.codecs import Int4, LoCo, as_codec
 from collcomp.feedback import Residuals, reshard

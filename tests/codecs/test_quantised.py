@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from checks import WORKING, check_decode_add, check_encode_keep, decode, encode, normal, same_bits
+from checks import WORKING, check_decode_add, check_encode_keep, decode, encode, normal, peaks, same_bits
 
 from collcomp.codecs import Int2, Int4, Int8, as_codec
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
@@ -14,13 +14,6 @@ LEVELS = {Int8: 127, Int4: 7, Int2: 1}
 each_width = pytest.mark.parametrize("cls", [Int8, Int4, Int2])
 each_dtype = pytest.mark.parametrize("dtype", WORKING, ids=str)
 each_rounding = pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-
-
-def peaks(x, block):
-    """The largest magnitude of the block of each element, in float64."""
-    padded = np.zeros(-(-x.size // block) * block)
-    padded[: x.size] = np.abs(x.astype(float))
-    return padded.reshape(-1, block).max(1, initial=0).repeat(block)[: x.size]
 
 
 @each_width

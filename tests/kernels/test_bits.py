@@ -72,3 +72,78 @@ def test_fixed_point():
     fixed_points(x, out)
     signed = out << 10 >> 10  # the lowest 22 bits
     assert np.abs(signed - x * 2.0**14).max() <= 0.5
+
+
+@numba.njit
+def there_and_back(x, keys, out):
+    for i in range(x.size):
+        keys[i] = bits.ordered(x[i])
+        out[i] = bits.from_ordered(keys[i])
+
+
+@pytest.mark.parametrize(("dtype", "twin"), [(np.float32, np.int32), (np.float64, np.int64)])
+def test_ordered_is_the_order_of_floats(dtype, twin):
+    x = np.array([-np.nan, -np.inf, -3e38, -1, -1e-40, -0.0, 0.0, 1e-40, 1, 3e38, np.inf, np.nan], dtype)
+    keys, out = np.empty(x.size, twin), np.empty_like(x)
+    there_and_back(x, keys, out)
+    assert (np.diff(keys.astype(object)) > 0).all()
+    assert out.tobytes() == x.tobytes()
+
+
+@numba.njit
+def fields(byte, shift, width):
+    return bits.unsigned_field(np.uint8(byte), shift, width), bits.signed_field(np.uint8(byte), shift, width)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_fields_of_a_byte(width):
+    for byte in range(256):
+        for shift in range(0, 8, width):
+            unsigned = byte >> shift & ((1 << width) - 1)
+            assert fields(byte, shift, width) == (unsigned, unsigned - (unsigned >> (width - 1) << width))
+
+
+@numba.njit
+def signs(x, sizes, out):
+    for i in range(x.size):
+        out[i] = bits.sign_bit(x[i])
+        sizes[i] = bits.with_sign(sizes[i], x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_signs(dtype):
+    x = np.array([0.0, -0.0, 2.5, -2.5, np.inf, -np.inf, np.nan, -np.nan], dtype)
+    sizes, out = np.arange(8, dtype=dtype), np.empty(8, np.int32)
+    expected = np.copysign(sizes, x)
+    signs(x, sizes, out)
+    np.testing.assert_array_equal(out, np.signbit(x))
+    assert sizes.tobytes() == expected.tobytes()
+
+
+@numba.njit
+def total_magnitude(x, addend):
+    return bits.sum_of_magnitudes(x, addend)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 100, 1000])
+def test_sum_of_magnitudes(dtype, count):
+    """In the documented order, so in the same bits everywhere."""
+    x, y = np.random.default_rng(count).standard_normal((2, count)).astype(dtype)
+
+    def expected(x):
+        whole = count // 32 * 32
+        lanes = np.zeros(32, dtype)
+        for row in np.abs(x[:whole]).reshape(-1, 32):
+            lanes += row
+        while lanes.size > 1:
+            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+        total = lanes[0]
+        for value in np.abs(x[whole:]):
+            total += value
+        return total
+
+    assert total_magnitude(x, None) == expected(x)
+    summed = x + y
+    assert total_magnitude(x, y) == expected(summed)
+    np.testing.assert_array_equal(x, summed)
