@@ -61,6 +61,8 @@ class Codec(ABC):
     stateful: ClassVar[bool] = False
     #: The parameter that a spec may give without its name, first: ``"numcodecs:zstd"``.
     positional: ClassVar[str | None] = None
+    #: A module that it needs and that collcomp does not depend on.
+    library: ClassVar[str | None] = None
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -321,7 +323,8 @@ class Codec(ABC):
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value != field.default and not isinstance(value, Codec):
-                parts.append(field.name if value is True else f"{field.name}={value}")
+                bare = value if field.name == self.positional else field.name if value is True else None
+                parts.append(bare or f"{field.name}={value}")
         inner = getattr(self, "inner", None)
         return self.codec_id + (":" + ",".join(parts) if parts else "") + (f"+{inner.spec}" if inner else "")
 

@@ -1,8 +1,12 @@
 """The table of all codecs. To add one: write its class in its family's file and its line here."""
 
+from collcomp.codecs.adapters import ZFP, Blosc2, Numcodecs
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.exponents import Exponents
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.mpc import MPC
+from collcomp.codecs.planes import Planes
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.sparse import TopK
 
@@ -15,4 +19,10 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "mpc": MPC,
+    "planes": Planes,
+    "exponents": Exponents,
+    "zfp": ZFP,
+    "blosc2": Blosc2,
+    "numcodecs": Numcodecs,
 }

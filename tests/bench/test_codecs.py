@@ -16,9 +16,12 @@ def test_rows_table_and_plot(tmp_path, capsys):
     assert [row["codec"] for row in rows] == ["int8:block=64,rounding=stochastic", "bf16"] * 2
     assert [row["nbytes"] for row in rows] == [65536] * 2 + [131072] * 2
     wanted = "codec data nbytes encode_gbps decode_gbps decode_add_gbps memcpy_gbps ratio max_err rms_err"
+    wanted += " entropy exponent_entropy"
     assert all(set(wanted.split()) <= set(row) for row in rows)
     assert (tmp_path / "o.png").stat().st_size > 1000
-    assert "bf16" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bf16" in printed
+    assert "bits a value" in printed
 
 
 @pytest.mark.parametrize("name", ["normal", "grad", "smooth"])

@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 
 from collcomp import codecs
-from collcomp.codecs import as_codec, from_config
+from collcomp.codecs import CODECS, as_codec, from_config
 from collcomp.codecs.base import working_dtype
+from collcomp.codecs.libraries import has_library
 from collcomp.errors import FrameError
 from collcomp.frame import Frame
 
@@ -14,7 +15,7 @@ WORKING = (np.dtype(np.float32), np.dtype(np.float64))
 DTYPES = (*WORKING, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 #: One spec or more of each codec, with and without what changes its path.
-SPECS = (
+ALL_SPECS = (
     "identity",
     "fp16",
     "bf16",
@@ -24,7 +25,20 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "mpc",
+    "mpc:dim=3",
+    "planes",
+    "exponents",
+    "zfp",
+    "zfp:rate=8",
+    "blosc2",
+    "blosc2:compressor=lz4,filter=bitshuffle",
+    "numcodecs",
+    "numcodecs:lz4",
+    "numcodecs:zlib,level=3",
 )
+#: Those whose libraries are installed.
+SPECS = tuple(spec for spec in ALL_SPECS if has_library(CODECS[spec.partition(":")[0]].library))
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
 
