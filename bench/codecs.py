@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import CODECS, Codec, as_codec
+from collcomp.codecs.libraries import has_library
 from collcomp.frame import Envelope, Frame
+from collcomp.kernels import cpu
 from collcomp.run import parse_nbytes
 
 __all__ = ["main", "make_data", "measure"]
@@ -42,6 +44,13 @@ DEFAULT_CODECS = (
     "terngrad",
     "hadamard+int4",
     "thc",
+    "mpc",
+    "planes",
+    "exponents",
+    "zfp",
+    "zfp:rate=8",
+    "blosc2",
+    "numcodecs",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback", "hop")
 
@@ -136,6 +145,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         print(f"{row['codec']:28} {row['nbytes'] / 2**20:6.1f} {row['ratio']:7.2f}", end="")
         print(f" {row['max_err']:9.2e} {row['rms_err']:9.2e} {row['memcpy_gbps']:7.2f}", end="")
         print("".join(f" {_cell(row[f'{name}_gbps']):>8} {_cell(row[f'{name}_by_memcpy']):>6}" for name in OPERATIONS))
+    for nbytes, entropy, exponent in dict.fromkeys(
+        (row["nbytes"], row["entropy"], row["exponent_entropy"]) for row in rows
+    ):
+        print(
+            f"{nbytes / 2**20:.1f} MiB: {entropy:.1f} bits a value, {exponent:.1f} of them in the exponent (sampled):",
+            end="",
+        )
+        print(f" coding each byte for itself, without loss, can reach {32 / max(entropy, 1e-3):.2f}")
 
 
 def _cell(figure: float | None) -> str:
@@ -178,21 +195,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, got {options.repeats}")
     try:
-        codecs = [as_codec(spec) for spec in _split_specs(options.codec or DEFAULT_CODECS)]
+        codecs = [as_codec(spec) for spec in _split_specs(options.codec or _installed(DEFAULT_CODECS))]
         counts = [parse_nbytes(size, "--sizes") // 4 for size in options.sizes.split(",")]
         if min(counts) < 1:
             parser.error(f"--sizes: expected at least 4 bytes, got {options.sizes}")
         messages = [make_data(options.data, count) for count in counts]
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     from tqdm import tqdm
 
     rows = []
     with tqdm(total=len(codecs) * len(messages), file=sys.stderr, disable=None) as progress:
         for x in messages:
+            entropies = cpu.load("statistics").byte_entropies(x)
+            data = {"data": options.data, "entropy": entropies.sum(), "exponent_entropy": entropies[0]}
             for codec in codecs:
                 progress.set_description(codec.spec)
-                rows.append({"data": options.data, **measure(codec, x, options.repeats)})
+                rows.append({**data, **measure(codec, x, options.repeats)})
                 progress.update()
     _print_table(rows)
     if options.json:
@@ -200,6 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.plot:
         _plot(rows, options.plot)
     return 0
+
+
+def _installed(specs: Sequence[str]) -> list[str]:
+    return [spec for spec in specs if has_library(CODECS[spec.partition(":")[0]].library)]
 
 
 def _split_specs(arguments: Sequence[str]) -> list[str]:

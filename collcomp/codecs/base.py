@@ -63,6 +63,8 @@ class Codec(ABC):
     positional: ClassVar[str | None] = None
     #: Fields that came after the first frames: while they have their default, `digest` is what it was without them.
     later_fields: ClassVar[tuple[str, ...]] = ()
+    #: A module that it needs and that collcomp does not depend on.
+    library: ClassVar[str | None] = None
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -341,7 +343,8 @@ class Codec(ABC):
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value != field.default and not isinstance(value, Codec):
-                parts.append(field.name if value is True else f"{field.name}={value}")
+                bare = value if field.name == self.positional else field.name if value is True else None
+                parts.append(bare or f"{field.name}={value}")
         inner = getattr(self, "inner", None)
         return self.codec_id + (":" + ",".join(parts) if parts else "") + (f"+{inner.spec}" if inner else "")
 

@@ -1,12 +1,16 @@
 """The table of all codecs. To add one: write its class in its family's file and its line here."""
 
+from collcomp.codecs.adapters import ZFP, Blosc2, Numcodecs
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.dithered import QSGD, TernGrad
+from collcomp.codecs.exponents import Exponents
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
+from collcomp.codecs.mpc import MPC
 from collcomp.codecs.packed import Packed
+from collcomp.codecs.planes import Planes
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.rotated import Hadamard
@@ -35,4 +39,10 @@ CODECS: dict[str, type[Codec]] = {
     "terngrad": TernGrad,
     "hadamard": Hadamard,
     "thc": THC,
+    "mpc": MPC,
+    "planes": Planes,
+    "exponents": Exponents,
+    "zfp": ZFP,
+    "blosc2": Blosc2,
+    "numcodecs": Numcodecs,
 }

@@ -16,12 +16,15 @@ def test_rows_table_and_plot(tmp_path, capsys):
     assert [row["codec"] for row in rows] == ["int8:block=64,rounding=stochastic", "bf16"] * 2
     assert [row["nbytes"] for row in rows] == [65536] * 2 + [131072] * 2
     wanted = "codec data nbytes encode_gbps decode_gbps decode_add_gbps memcpy_gbps ratio max_err rms_err"
+    wanted += " entropy exponent_entropy"
     assert all(set(wanted.split()) <= set(row) for row in rows)
     assert [row["hop_gbps"] is None for row in rows] == [False, True] * 2
     assert (tmp_path / "o.png").stat().st_size > 1000
-    table = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    table = printed.splitlines()
     assert "bf16" in table[2]
     assert table[2].split()[-2:] == ["-", "-"]
+    assert "bits a value" in printed
 
 
 @pytest.mark.parametrize("name", ["normal", "grad", "smooth"])

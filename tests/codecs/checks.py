@@ -1,11 +1,14 @@
 """Checks that hold for every codec; each module of this folder says with which codecs and data."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 
 from collcomp import codecs
-from collcomp.codecs import as_codec, from_config
+from collcomp.codecs import CODECS, as_codec, from_config
 from collcomp.codecs.base import working_dtype
+from collcomp.codecs.libraries import has_library
 from collcomp.errors import FrameError
 from collcomp.frame import Frame
 
@@ -14,7 +17,7 @@ WORKING = (np.dtype(np.float32), np.dtype(np.float64))
 DTYPES = (*WORKING, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 #: One spec or more of each codec, with and without what changes its path.
-SPECS = (
+ALL_SPECS = (
     "identity",
     "fp16",
     "bf16",
@@ -46,7 +49,20 @@ SPECS = (
     "thc",
     "thc:bits=3,granularity=20,p=0.01,block=256",
     "hadamard:block=512,seed=3+int8:rounding=stochastic",
+    "mpc",
+    "mpc:dim=3",
+    "planes",
+    "exponents",
+    "zfp",
+    "zfp:rate=8",
+    "blosc2",
+    "blosc2:compressor=lz4,filter=bitshuffle",
+    "numcodecs",
+    "numcodecs:lz4",
+    "numcodecs:zlib,level=3",
 )
+#: Those whose libraries are installed.
+SPECS = tuple(spec for spec in ALL_SPECS if has_library(CODECS[re.match(r"\w+", spec)[0]].library))
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 #: Those whose residual holds exactly what was not sent: one of another dtype is itself rounded.
 EXACT_FEEDBACK = tuple(spec for spec in LOSSY if as_codec(spec).residual_dtype(WORKING[0]) == WORKING[0])
