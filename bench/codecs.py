@@ -31,6 +31,11 @@ DEFAULT_CODECS = (
     "int4:rounding=stochastic",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
+    "threshold:ratio=0.01",
+    "threshold:ratio=0.01,method=dgc",
+    "threshold:ratio=0.01,method=held",
+    "randomk:ratio=0.01",
+    "randomblock:ratio=0.01",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 

@@ -4,8 +4,24 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config
+from collcomp.codecs.threshold import Threshold
 
-__all__ = ["BF16", "CODECS", "FP16", "Codec", "Identity", "Int4", "Int8", "TopK", "as_codec", "from_config"]
+__all__ = [
+    "BF16",
+    "CODECS",
+    "FP16",
+    "Codec",
+    "Identity",
+    "Int4",
+    "Int8",
+    "RandomBlock",
+    "RandomK",
+    "Threshold",
+    "TopK",
+    "as_codec",
+    "from_config",
+]

@@ -10,6 +10,7 @@ import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
+from collcomp.codecs.streams import random_key
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
@@ -106,7 +107,7 @@ class _BlockQuantiser(Codec):
         count, size = src.size, src.itemsize
         blocks, rest = divmod(count, self.block)
         scales, codes, raw = self._sections(payload, count, src.dtype)
-        key = None if self.rounding == "nearest" else _random_key(self.seed, stream)
+        key = None if self.rounding == "nearest" else random_key(self.seed, stream)
         if not rest:
             found = kernel(*arrays, scales, codes, raw, self.block, key, 0) if count else 0
             raw_count = found * self.block
@@ -268,8 +269,3 @@ def _padded(arrays: tuple[np.ndarray, ...], start: int, rest: int) -> tuple[np.n
         copy[:rest] = array[start:]
         copies.append(copy)
     return tuple(copies)
-
-
-def _random_key(seed: int, stream: int) -> int:
-    """One key for both; below 2**63, so that kernels are compiled for one integer type only."""
-    return (seed * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7) & 0x7FFFFFFFFFFFFFFF

@@ -4,7 +4,9 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.sparse import TopK
+from collcomp.codecs.threshold import Threshold
 
 __all__ = ["CODECS"]
 
@@ -15,4 +17,7 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "threshold": Threshold,
+    "randomk": RandomK,
+    "randomblock": RandomBlock,
 }

@@ -20,6 +20,7 @@ from numba.extending import overload
 
 from collcomp.kernels.cpu.bits import fixed_point, from_magnitude, hash32, high14, low14, magnitude, nearest
 from collcomp.kernels.cpu.jit import INLINED, inlined, kernel
+from collcomp.kernels.cpu.random import random32
 
 __all__ = ["count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]
 
@@ -128,15 +129,6 @@ def _copy(x, y):
 
 
 @inlined
-def _block_key(key, index):
-    """A uint32 of its own for each block of each random stream (SplitMix64)."""
-    z = np.uint64(key) + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint32(z >> np.uint64(32))
-
-
-@inlined
 def _quantise_nearest(x, scale, codes):
     half = x.size // 2
     low, high = x[:half], x[half:]
@@ -169,7 +161,7 @@ def _encode_block(x, largest, codes, raw, start, key, index):
     elif key is None:
         _quantise_nearest(x, scale, codes)
     else:
-        _quantise_stochastic(x, scale, codes, _block_key(key, index))
+        _quantise_stochastic(x, scale, codes, random32(key, index))
     return scale
 
 

@@ -24,6 +24,15 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "topk:ratio=0.02",
+    "topk:ratio=0.3",
+    "threshold:ratio=0.05",
+    "threshold:ratio=0.05,method=dgc",
+    "threshold:ratio=0.05,method=held,every=3",
+    "randomk:ratio=0.05",
+    "randomk:ratio=0.7,scaled",
+    "randomblock:ratio=0.05",
+    "randomblock:k=7,scaled",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
