@@ -36,6 +36,7 @@ DEFAULT_CODECS = (
     "threshold:ratio=0.01,method=held",
     "randomk:ratio=0.01",
     "randomblock:ratio=0.01",
+    "nonzeros",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 

@@ -3,6 +3,7 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.registry import CODECS
@@ -18,6 +19,7 @@ __all__ = [
     "Identity",
     "Int4",
     "Int8",
+    "Nonzeros",
     "RandomBlock",
     "RandomK",
     "Threshold",

@@ -3,6 +3,7 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
+from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.quantised import Int4, Int8
 from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.sparse import TopK
@@ -20,4 +21,5 @@ CODECS: dict[str, type[Codec]] = {
     "threshold": Threshold,
     "randomk": RandomK,
     "randomblock": RandomBlock,
+    "nonzeros": Nonzeros,
 }

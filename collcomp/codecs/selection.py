@@ -17,6 +17,7 @@ Of 1 and 2 a frame has the one that is smaller.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +25,21 @@ from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
 
-__all__ = ["check_count", "finish", "max_nbytes", "read", "share", "values_in"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "Plan",
+    "check_count",
+    "finish",
+    "max_nbytes",
+    "plan",
+    "read",
+    "share",
+    "values_in",
+    "write",
+]
 
 #: Elements that a message may have, so that their indices and their number fit into 32 bits.
-_MOST_ELEMENTS = 2**32 - 1
+MOST_ELEMENTS = 2**32 - 1
 
 _PLAIN, _PACKED, _BITMAP = range(3)
 _BLOCK = 256
@@ -35,8 +47,8 @@ _BLOCK = 256
 
 def check_count(count: int) -> None:
     """`ValueError` where a message is too long for indices of 32 bits."""
-    if count > _MOST_ELEMENTS:
-        raise ValueError(f"count: {count} elements, a sparse frame holds at most {_MOST_ELEMENTS}")
+    if count > MOST_ELEMENTS:
+        raise ValueError(f"count: {count} elements, a sparse frame holds at most {MOST_ELEMENTS}")
 
 
 def share(ratio: float, count: int) -> int:
@@ -54,24 +66,43 @@ def values_in(payload: np.ndarray, k: int, dtype: np.dtype) -> np.ndarray:
     return payload[: k * dtype.itemsize].view(dtype)
 
 
-def finish(payload: np.ndarray, indices: np.ndarray, itemsize: int, count: int) -> tuple[int, int]:
+class Plan(NamedTuple):
+    """How indices are to be written."""
+
+    extra: int
+    nbytes: int
+    widths: np.ndarray
+
+
+def plan(indices: np.ndarray, itemsize: int, count: int) -> Plan:
+    """Choose the smallest layout of ascending `indices` of `count` elements, whose values have `itemsize` bytes."""
+    k = indices.size
+    widths = np.zeros(_widths_nbytes(k), np.uint8)
+    words = cpu.load("indices").measure(indices, widths[: -(-k // _BLOCK)], np.empty(_BLOCK, np.uint32))
+    packed, bitmap = widths.size + 4 * words, _bitmap_nbytes(count)
+    layout = _BITMAP if bitmap < packed else _PACKED
+    return Plan(layout << 32 | k, align(k * itemsize) + min(packed, bitmap), widths)
+
+
+def write(payload: np.ndarray, indices: np.ndarray, itemsize: int, chosen: Plan) -> tuple[int, int]:
     """Write `indices` behind their values; return (payload bytes, the header's `extra`)."""
     kernels = cpu.load("indices")
-    k = indices.size
+    k, widths = indices.size, chosen.widths
     start = align(k * itemsize)
     payload[k * itemsize : start] = 0
-    widths = np.zeros(_widths_nbytes(k), np.uint8)
-    gaps = np.empty(_BLOCK, np.uint32)
-    blocks = -(-k // _BLOCK)
-    packed = widths.size + 4 * kernels.measure(indices, widths[:blocks], gaps)
-    if _bitmap_nbytes(count) < packed:
-        stop = start + _bitmap_nbytes(count)
-        kernels.to_bitmap(indices, payload[start:stop].view(np.uint64))
-        return stop, _BITMAP << 32 | k
-    stop = start + packed
-    payload[start : start + widths.size] = widths
-    kernels.pack_gaps(indices, widths[:blocks], gaps, payload[start + widths.size : stop].view(np.uint32))
-    return stop, _PACKED << 32 | k
+    section = payload[start : chosen.nbytes]
+    if chosen.extra >> 32 == _BITMAP:
+        kernels.to_bitmap(indices, section.view(np.uint64))
+    else:
+        section[: widths.size] = widths
+        words = section[widths.size :].view(np.uint32)
+        kernels.pack_gaps(indices, widths[: -(-k // _BLOCK)], np.empty(_BLOCK, np.uint32), words)
+    return chosen.nbytes, chosen.extra
+
+
+def finish(payload: np.ndarray, indices: np.ndarray, itemsize: int, count: int) -> tuple[int, int]:
+    """`write` in the smallest layout."""
+    return write(payload, indices, itemsize, plan(indices, itemsize, count))
 
 
 def read(frame: Frame, dtype: np.dtype, fewest: int, most: int) -> tuple[np.ndarray, np.ndarray]:

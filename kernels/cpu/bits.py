@@ -29,6 +29,7 @@ __all__ = [
     "magnitudes_above",
     "narrow_to_odd",
     "nearest",
+    "nonzeros",
     "sums_above",
 ]
 
@@ -243,6 +244,19 @@ def magnitudes_above(typing_context, x, start, threshold):
         return _lanes_above(builder, load(builder, pointer, _TWINS[x.dtype][2], 64), args[2], x.dtype)
 
     return types.uint64(x, types.int64, types.int64), generate
+
+
+@intrinsic
+def nonzeros(typing_context, x, start):
+    """Which of the integers ``x[start : start + 64]`` are not 0, as the bits of a uint64."""
+    bits = ir.IntType(x.dtype.bitwidth)
+
+    def generate(context, builder, signature, args):
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        lanes = load(builder, pointer, bits, 64)
+        return builder.bitcast(builder.icmp_unsigned("!=", lanes, same(bits, 64, 0)), _I64)
+
+    return types.uint64(x, types.int64), generate
 
 
 @intrinsic

@@ -10,10 +10,31 @@ import math
 
 import numpy as np
 
-from collcomp.kernels.cpu.bits import count_ones, count_trailing_zeros, hash32, magnitude, magnitudes_above, sums_above
+from collcomp.kernels.cpu.bits import (
+    count_ones,
+    count_trailing_zeros,
+    hash32,
+    magnitude,
+    magnitudes_above,
+    nonzeros,
+    sums_above,
+)
 from collcomp.kernels.cpu.jit import kernel
 
-__all__ = ["SLACK", "clear", "collect", "gather", "kth_largest", "largest", "sampled", "scatter", "scatter_add"]
+__all__ = [
+    "SLACK",
+    "clear",
+    "collect",
+    "collect_nonzeros",
+    "count_nonzeros",
+    "gather",
+    "kth_largest",
+    "largest",
+    "merge",
+    "sampled",
+    "scatter",
+    "scatter_add",
+]
 
 _LANES = 64
 #: Places for candidates beyond those that are of interest, for `collect`.
@@ -230,3 +251,73 @@ def clear(indices, x):
     """``x[indices] = 0``."""
     for i in range(indices.size):
         x[indices[i]] = 0
+
+
+@kernel
+def count_nonzeros(bits):
+    """Number of integers that are not 0."""
+    whole = bits.size // _LANES * _LANES
+    found = 0
+    for start in range(0, whole, _LANES):
+        found += count_ones(nonzeros(bits, start))
+    for i in range(whole, bits.size):
+        found += bits[i] != 0
+    return found
+
+
+@kernel
+def collect_nonzeros(bits, indices, values):
+    """Collect the integers that are not 0, as many as `indices` and `values` have places."""
+    whole = bits.size // _LANES * _LANES
+    found = 0
+    for start in range(0, whole, _LANES):
+        lanes = nonzeros(bits, start)
+        while lanes != 0:
+            i = start + count_trailing_zeros(lanes)
+            indices[found] = i
+            values[found] = bits[i]
+            found += 1
+            lanes &= lanes - np.uint64(1)
+    for i in range(whole, bits.size):
+        if bits[i] != 0:
+            indices[found] = i
+            values[found] = bits[i]
+            found += 1
+
+
+@kernel
+def merge(indices, values, others, their_values, merged, sums):
+    """Add two selections with ascending indices; return the number of elements that either has.
+
+    The sums are those of dense vectors, in every bit: what the first lacks is 0.0, what the second lacks adds nothing.
+
+    Parameters
+    ----------
+    indices, values : ndarray
+        The first.
+    others, their_values : ndarray
+        The second.
+    merged, sums : ndarray
+        Get the sum; they have places for the elements of both.
+    """
+    i, j, found = 0, 0, 0
+    nothing, absent = sums.dtype.type(-0.0), sums.dtype.type(0.0)
+    while i < indices.size and j < others.size:
+        a, b = indices[i], others[j]
+        # By selection, not by branches, which could not be predicted; x + -0.0 is x, whatever it is.
+        merged[found] = min(a, b)
+        sums[found] = (values[i] if a <= b else absent) + (their_values[j] if b <= a else nothing)
+        i += a <= b
+        j += b <= a
+        found += 1
+    while i < indices.size:
+        merged[found] = indices[i]
+        sums[found] = values[i]
+        i += 1
+        found += 1
+    while j < others.size:
+        merged[found] = others[j]
+        sums[found] = absent + their_values[j]
+        j += 1
+        found += 1
+    return found

@@ -33,6 +33,7 @@ SPECS = (
     "randomk:ratio=0.7,scaled",
     "randomblock:ratio=0.05",
     "randomblock:k=7,scaled",
+    "nonzeros",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
