@@ -277,6 +277,8 @@ class Planner:
         else:
             plan = plan_for(call, as_codec(how.codec), how.algorithm)
         _check_algorithm(plan.algorithm, call.collective)
+        if plan.algorithm == "merged" and not plan.codec.sparse:
+            raise ValueError(f"algorithm: 'merged' adds sparse frames, which {plan.codec.spec!r} does not have")
         if plan.algorithm == NATIVE and not self.has_native:
             plan = plan_for(call, Identity(), "direct", plan.reason)
         if plan.algorithm != NATIVE:

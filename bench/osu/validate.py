@@ -155,7 +155,7 @@ def check_sum(
 def sparse_sum(codec: Codec, algorithm: str, size: int, count: int, reencoded: Iterable[int]) -> np.ndarray:
     """The very bits that `algorithm` gives with a sparse codec, whose frames hold a whole part each."""
     operands = [values(rank, 0, count) for rank in range(size)]
-    if algorithm == "gathered":
+    if algorithm in ("gathered", "merged"):
         return _in_order([roundtrip(codec, x) for x in operands])
     result = np.empty(count, np.float32)
     for owner, part in enumerate(chunks(count, size)):

@@ -57,6 +57,11 @@ class Nonzeros(Codec):
         self.write_header(dst, envelope, count, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
+    def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        if frame.extra == _DENSE:
+            return np.arange(frame.count, dtype=np.uint32), self._dense(frame)
+        return selection.read(frame, frame.dtype, 0, frame.count)
+
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         bits = _bits(src)
         if src.size <= selection.MOST_ELEMENTS:

@@ -16,7 +16,7 @@ class Plan:
     Attributes
     ----------
     algorithm : str
-        ``"native"``, ``"direct"``, ``"ring"`` or ``"gathered"``.
+        ``"native"``, ``"direct"``, ``"ring"``, ``"gathered"`` or ``"merged"``.
     codec : Codec
     order : tuple of int
         Ranks in the order that a ring visits them; rank order when empty.
