@@ -209,8 +209,7 @@ class _Collector:
         self.count = x.size
         self._kernels = cpu.load("sparse")
         self._x, self._addend, self._most = x, addend, most
-        room = most + self._kernels.SLACK
-        self._indices, self._values = np.empty(room, np.uint32), np.empty(room, x.dtype)
+        self._indices, self._values = self._kernels.room_for(most, x.dtype)
         self._found = 0
 
     def _sample(self, fewest: int) -> np.ndarray:

@@ -22,7 +22,8 @@ from collcomp.kernels import cpu
 __all__ = ["allreduce", "reduce"]
 
 _OPERAND, _RESULT = range(2)
-_INDEX_NBYTES = 4
+#: Merging lists takes as long for one element as clearing and reading so many elements of a dense vector.
+_LIST_COST = 32
 
 #: Indices and values, indices counted from the beginning of a chunk; of a dense vector, None and all values.
 _Sum = tuple[np.ndarray | None, np.ndarray]
@@ -85,11 +86,12 @@ def _merge(ex: Exchange, send: np.ndarray, op: str, parts: Sequence[slice], deli
 
 
 def _sum(lists: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> _Sum:
-    """Add selections in order: as lists, unless these together have as many bytes as all `count` elements."""
+    """Add selections of `count` elements in order: as lists, unless a dense vector is faster."""
     kernels = cpu.load("sparse")
     dtype = lists[0][1].dtype
-    together = sum(values.size for _, values in lists)
-    if together * (_INDEX_NBYTES + dtype.itemsize) >= count * dtype.itemsize:
+    sizes = np.cumsum([values.size for _, values in lists])
+    together = int(sizes[-1])
+    if _LIST_COST * int(sizes[1:].sum()) > count:
         dense = np.empty(count, dtype)
         kernels.scatter(*lists[0], dense)
         for indices, values in lists[1:]:

@@ -22,7 +22,6 @@ from collcomp.kernels.cpu.bits import (
 from collcomp.kernels.cpu.jit import kernel
 
 __all__ = [
-    "SLACK",
     "clear",
     "collect",
     "collect_nonzeros",
@@ -31,14 +30,15 @@ __all__ = [
     "kth_largest",
     "largest",
     "merge",
+    "room_for",
     "sampled",
     "scatter",
     "scatter_add",
 ]
 
 _LANES = 64
-#: Places for candidates beyond those that are of interest, for `collect`.
-SLACK = _LANES
+#: Places for candidates beyond those that are of interest.
+_SLACK = _LANES
 #: Elements that are sampled at one place: one cache line of float32.
 _RUN = 16
 _SAMPLED = 1 / 256
@@ -78,7 +78,7 @@ def largest(x, addend, k, values):
             x += addend
         return _select_from_all(x, *kth_largest(x, k), values)
     capacity = min(x.size, 4 * k + 2 * _MIN_SAMPLE)
-    candidates, their_values = np.empty(capacity + SLACK, np.uint32), np.empty(capacity + SLACK, x.dtype)
+    candidates, their_values = room_for(capacity, x.dtype)
     threshold = _sampled_threshold(x, addend, k)
     found = collect(x, addend, threshold, candidates, their_values)
     if k <= found <= capacity:
@@ -89,6 +89,18 @@ def largest(x, addend, k, values):
     if found < k <= _count_from(x, threshold):
         return _select_from_all(x, threshold, k - found, values)
     return _select_from_all(x, *kth_largest(x, k), values)
+
+
+def room_for(count, dtype):
+    """Indices and values for `collect` to write `count` elements to.
+
+    One block of memory: what several blocks take together, the C library would give back after every call, and fresh
+    pages cost more than the selection.
+    """
+    count += _SLACK
+    block = np.empty(count * (dtype.itemsize + 4), np.uint8)
+    split = count * dtype.itemsize
+    return block[split:].view(np.uint32), block[:split].view(dtype)
 
 
 def _select_from_all(x, threshold, ties, values):
@@ -160,7 +172,7 @@ def _radix_select(x, k, digit_bits, counts):
 def collect(x, addend, threshold, indices, values):
     """Collect the elements of ``x + addend``, which `x` becomes, above `threshold`; return how many there are in all.
 
-    All are collected unless there are more than `indices` and `values` have places less `SLACK`.
+    All are collected unless there are more than `indices` and `values` (of `room_for`) were made for.
     """
     last = indices.size - _LANES
     whole = x.size // _LANES * _LANES

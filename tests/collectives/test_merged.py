@@ -6,9 +6,11 @@ from helpers import BF16, F16, F32, F64, operands, outcomes, run, same_bits
 
 from collcomp import IN_PLACE
 from collcomp.codecs import as_codec
+from collcomp.collectives import merged
 from collcomp.collectives.direct import chunks
 
-CODECS = ("topk:ratio=0.1", "topk:k=1", "topk:ratio=0.9", "threshold:ratio=0.05,method=dgc", "randomk:ratio=0.2")
+#: Added as lists, in dense vectors, and sent as all elements.
+CODECS = ("topk:k=3", "topk:ratio=0.1", "topk:ratio=0.9", "threshold:ratio=0.05,method=dgc")
 ALGORITHMS = ("gathered", "merged")
 
 
@@ -22,7 +24,7 @@ def both(comm, given, op="sum", **how):
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-@pytest.mark.parametrize("codec", CODECS[:4])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=str)
 @pytest.mark.parametrize("op", ["sum", "avg"])
 def test_same_bits_as_gathered(size, codec, dtype, op):
@@ -129,15 +131,15 @@ def test_equal_selections_are_sent_once_more_whatever_the_number_of_ranks():
     """Selections that overlap: two frames' bytes, where gathering takes one a peer."""
     x = operands(1, 40_000)[0]
     for size in (4, 7):
-        for gathered, merged in sent_bytes("topk:ratio=0.02", lambda rank: x, size):
-            frame = gathered / (size - 1)
-            assert merged < 1.15 * 2 * (size - 1) / size * frame + 64 * 2 * size
+        for by_gathering, by_merging in sent_bytes("topk:ratio=0.02", lambda rank: x, size):
+            frame = by_gathering / (size - 1)
+            assert by_merging < 1.15 * 2 * (size - 1) / size * frame + 64 * 2 * size
 
 
 def test_dense_unions_cost_no_more_than_all_elements():
     count, size = 8000, 4
-    for _, merged in sent_bytes("topk:ratio=0.9", lambda rank: operands(size, count)[rank], size):
-        assert merged <= 2 * (size - 1) * (4 * count / size + 64)
+    for _, by_merging in sent_bytes("topk:ratio=0.9", lambda rank: operands(size, count)[rank], size):
+        assert by_merging <= 2 * (size - 1) * (4 * count / size + 64)
 
 
 def test_lists_at_every_border():
@@ -161,8 +163,28 @@ def test_error_norm_is_what_the_selection_lost():
         both(comm, operands(comm.size, 5000)[comm.rank], codec="topk:ratio=0.1")
         return comm.records[-2].error_norm, comm.records[-1].error_norm
 
-    for gathered, merged in run(3, program, measure_error=True):
-        assert gathered == merged > 0
+    for by_gathering, by_merging in run(3, program, measure_error=True):
+        assert by_gathering == by_merging > 0
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.3])
+def test_lists_and_dense_vectors_add_to_the_same_bits(share, monkeypatch):
+    rng = np.random.default_rng(0)
+    lists = []
+    for _ in range(5):
+        indices = np.flatnonzero(rng.random(20_000) < share).astype(np.uint32)
+        values = rng.standard_normal(indices.size).astype(F32)
+        values[::5], values[1::7] = -0.0, np.nan
+        lists.append((indices, values))
+    totals = []
+    for cost in (0, 10**9):
+        monkeypatch.setattr(merged, "_LIST_COST", cost)
+        indices, values = merged._sum(lists, 20_000)
+        assert (indices is None) == (cost > 0)
+        total = np.full(20_000, 7, F32)
+        merged._write(indices, values, total)
+        totals.append(total)
+    assert same_bits(*totals)
 
 
 def test_only_sparse_codecs():

@@ -26,17 +26,19 @@ def test_no_floats(dtype):
 @pytest.mark.parametrize("name", CODECS)
 def test_lossy_codecs_are_for_floats(name):
     codec = as_codec(name)
+    key = "w" if codec.needs_key else None
     for dtype in ("i4", "?", "c8"):
-        assert (unsuited(call(dtype=dtype), codec) is None) == codec.lossless
-    assert unsuited(call(), codec) is None
-    assert unsuited(call(dtype=ml_dtypes.bfloat16), codec) is None
+        assert (unsuited(call(dtype=dtype, key=key), codec) is None) == codec.lossless
+    assert unsuited(call(key=key), codec) is None
+    assert unsuited(call(dtype=ml_dtypes.bfloat16, key=key), codec) is None
 
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("op", ["max", "min"])
 def test_order_is_for_codecs_that_keep_it(name, op):
-    reason = unsuited(call(op=op), as_codec(name))
-    assert (reason is None) == (name in ("identity", "fp16", "bf16"))
+    codec = as_codec(name)
+    reason = unsuited(call(op=op), codec)
+    assert (reason is None) == (not codec.needs_key and (codec.lossless or codec.monotone))
 
 
 def test_unknown_op():
