@@ -19,9 +19,10 @@ from collcomp.kernels import cpu
 
 __all__ = ["Threshold"]
 
-#: Estimates read this share of the elements, at least so many for a quantile and for a fit, whose last stages see few.
-_SAMPLED = 0.01
-_QUANTILE_SAMPLE, _FIT_SAMPLE = 1 << 13, 1 << 16
+#: Quantiles are those of this share of the elements, at least so many; fits see a number that does not grow with the
+#: message, but enough for so many to be above the threshold.
+_SAMPLED, _SMALLEST_SAMPLE = 0.01, 1 << 13
+_FITTED, _FITTED_ABOVE = 1 << 16, 64
 #: A frame never holds more than this many times the share that is aimed at.
 _MOST = 1.3
 #: Corrections of a sampled quantile: how many, by how much, and from what miss on.
@@ -45,11 +46,11 @@ class Threshold(SparseCodec):
     ratio : float
         Share of the elements that is aimed at, 0 < `ratio` <= 1.
     method : {"sidco", "dgc", "held"}
-        How the threshold is found. ``"sidco"``: a distribution is fitted to a sample of 1% of the elements, in
-        several stages; their number is remembered by key and adapted every 5 calls. ``"dgc"``: a quantile of such a
-        sample, multiplied by 1.3 or 0.7 up to 10 times until the number of elements is within 0.7 and 1.3 times what
-        is aimed at. ``"held"``: that of an exact selection, which is remembered by key for some calls; meanwhile the
-        number of elements drifts.
+        How the threshold is found. ``"sidco"``: a distribution is fitted to a sample of the elements (65536, or
+        64 / `ratio`), in several stages; their number is remembered by key and adapted every 5 calls. ``"dgc"``: a
+        quantile of a sample of 1%, multiplied by 1.3 or 0.7 up to 10 times until the number of elements is within 0.7
+        and 1.3 times what is aimed at. ``"held"``: that of an exact selection, which is remembered by key for some
+        calls; meanwhile the number of elements drifts.
     model : {"exponential", "pareto", "gamma"}
         What ``"sidco"`` fits: exponential distributions (SIDCo-E), generalised Pareto distributions (SIDCo-P), or a
         gamma distribution and then generalised Pareto distributions (SIDCo-GP).
@@ -212,22 +213,23 @@ class _Collector:
         self._indices, self._values = self._kernels.room_for(most, x.dtype)
         self._found = 0
 
-    def _sample(self, fewest: int) -> np.ndarray:
-        return self._kernels.sampled(self._x, self._addend, max(fewest, int(_SAMPLED * self.count)))
+    def _sample(self, size: float) -> np.ndarray:
+        return self._kernels.sampled(self._x, self._addend, int(size))
 
     def sampled_quantile(self, share: float) -> float:
         """The threshold that `share` of a sample reaches."""
-        sample = self._sample(_QUANTILE_SAMPLE)
+        sample = self._sample(max(_SMALLEST_SAMPLE, _SAMPLED * self.count))
         bits, _ = self._kernels.kth_largest(sample, max(1, round(share * sample.size)))
         return float(np.array(bits, f"i{sample.itemsize}").view(sample.dtype))
 
     def sampled_magnitudes(self, share: float) -> tuple[np.ndarray, float, float]:
         """Finite magnitudes of a sample without its zeros, what `share` is of them, and the unit that they are in."""
-        sample = self._sample(_FIT_SAMPLE)
-        magnitudes = np.abs(sample).astype(np.float64)
-        kept = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
+        sample = self._sample(max(_FITTED, _FITTED_ABOVE / share))
+        np.abs(sample, out=sample)
+        kept = sample[(sample > 0) & (sample < math.inf)].astype(np.float64)
         unit = float(kept.max(initial=0)) or 1.0
-        return kept / unit, share * sample.size / max(kept.size, 1), unit
+        kept /= unit
+        return kept, share * sample.size / max(kept.size, 1), unit
 
     def collect(self, threshold: float) -> int:
         """Number of elements of a magnitude of at least `threshold` (and above 0)."""
