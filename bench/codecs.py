@@ -51,6 +51,12 @@ DEFAULT_CODECS = (
     "zfp:rate=8",
     "blosc2",
     "numcodecs",
+    "threshold:ratio=0.01",
+    "threshold:ratio=0.01,method=dgc",
+    "threshold:ratio=0.01,method=held",
+    "randomk:ratio=0.01",
+    "randomblock:ratio=0.01",
+    "nonzeros",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback", "hop")
 

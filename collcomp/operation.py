@@ -304,6 +304,8 @@ def _check_algorithm(plan: Plan, collective: str) -> None:
     known = [NATIVE, *(name for name, functions in ALGORITHMS.items() if collective in functions)]
     if plan.algorithm not in known:
         raise ValueError(f"algorithm: {plan.algorithm!r} cannot do {collective}; known: {', '.join(known)}")
+    if plan.algorithm == "merged" and not plan.codec.sparse:
+        raise ValueError(f"algorithm: 'merged' adds sparse frames, which {plan.codec.spec!r} does not have")
     if plan.algorithm == "summed" and not plan.codec.summable:
         raise ValueError(f"algorithm: 'summed' needs a codec that adds without decoding, {plan.codec.spec!r} does not")
 

@@ -41,7 +41,7 @@ class Reduce(Collective):
     def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
         if algorithm == "gathered":
             return (size - 1) * frame_nbytes
-        if algorithm == "direct":  # the root receives its part's operands, and all other parts' sums
+        if algorithm in ("direct", "merged"):  # the root receives its part's operands, and all other parts' sums
             return 2 * (size - 1) / size * frame_nbytes
         return frame_nbytes
 

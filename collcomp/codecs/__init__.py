@@ -9,10 +9,12 @@ from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
 from collcomp.codecs.mpc import MPC
+from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.packed import Packed
 from collcomp.codecs.planes import Planes
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
+from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.shared import SharedInt
@@ -20,6 +22,7 @@ from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config
 from collcomp.codecs.thc import THC
+from collcomp.codecs.threshold import Threshold
 
 __all__ = [
     "BF16",
@@ -39,13 +42,17 @@ __all__ = [
     "Int4",
     "Int8",
     "LoCo",
+    "Nonzeros",
     "Numcodecs",
     "Packed",
     "Planes",
     "PowerSGD",
+    "RandomBlock",
+    "RandomK",
     "SharedInt",
     "Sign",
     "TernGrad",
+    "Threshold",
     "TopK",
     "as_codec",
     "from_config",

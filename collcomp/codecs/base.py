@@ -157,6 +157,10 @@ class Codec(ABC):
         """
         raise NotImplementedError
 
+    def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """The elements that a checked frame of a `sparse` codec holds: their ascending indices and their values."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ what callers use
 
     def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray | None:

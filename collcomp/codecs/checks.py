@@ -6,7 +6,7 @@ import math
 import numbers
 from typing import Any
 
-__all__ = ["check_choice", "check_flag", "check_integer", "check_number"]
+__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "check_ratio"]
 
 
 def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
@@ -36,3 +36,11 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """`ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_ratio(name: str, value: Any) -> None:
+    """`TypeError` unless `value` is a number, `ValueError` unless it is above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"{name}: expected a number above 0 and at most 1, got {value!r}")

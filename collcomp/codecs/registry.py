@@ -9,15 +9,18 @@ from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
 from collcomp.codecs.mpc import MPC
+from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.packed import Packed
 from collcomp.codecs.planes import Planes
 from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
+from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.thc import THC
+from collcomp.codecs.threshold import Threshold
 
 __all__ = ["CODECS"]
 
@@ -45,4 +48,8 @@ CODECS: dict[str, type[Codec]] = {
     "zfp": ZFP,
     "blosc2": Blosc2,
     "numcodecs": Numcodecs,
+    "threshold": Threshold,
+    "randomk": RandomK,
+    "randomblock": RandomBlock,
+    "nonzeros": Nonzeros,
 }

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from collcomp.codecs import selection
 from collcomp.codecs.base import Codec, working_dtype
-from collcomp.codecs.checks import check_flag, check_integer
-from collcomp.errors import FrameError
-from collcomp.frame import Frame, align
+from collcomp.codecs.checks import check_flag, check_integer, check_ratio
+from collcomp.frame import Frame
 from collcomp.kernels import cpu
 
-__all__ = ["TopK"]
+__all__ = ["FixedShare", "SparseCodec", "TopK"]
 
 _DEFAULT_RATIO = 0.01
 
 
+class SparseCodec(Codec):
+    """A codec whose frames hold a selection of the elements: decoding follows from `selection`."""
+
+    sparse: ClassVar[bool] = True
+
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        cpu.load("sparse").scatter(*self.selection(frame), dst)
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        cpu.load("sparse").scatter_add(*self.selection(frame), acc)
+
+
 @dataclass(frozen=True)
-class TopK(Codec):
+class FixedShare(SparseCodec):
+    """A sparse codec that selects a number of elements that depends on their count only."""
+
+    ratio: float | None = None
+    k: int | None = None
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("feedback", self.feedback)
+        if self.k is not None:
+            if self.ratio is not None:
+                raise ValueError(f"ratio: {self.ratio!r} given beside k={self.k!r}, only one may be")
+            check_integer("k", self.k, 1)
+        elif self.ratio is None:
+            # The default is written out, so that TopK() and TopK(ratio=0.01) are equal.
+            object.__setattr__(self, "ratio", _DEFAULT_RATIO)
+        else:
+            check_ratio("ratio", self.ratio)
+
+    def selected(self, count: int) -> int:
+        """Number of elements that are selected of `count`."""
+        if self.ratio is None:
+            return min(self.k or 0, count)
+        return selection.share(self.ratio, count)
+
+
+@dataclass(frozen=True)
+class TopK(FixedShare):
     """The k elements of largest magnitude, exactly; the others become zero.
 
     NaN counts as larger than infinity, and among equals the first elements win. Every selected element arrives bit by
-    bit; the error of the others is their magnitude, at most the smallest selected one.
+    bit; the error of the others is their magnitude, at most the smallest selected one. Indices travel as gaps packed
+    by width, 10 bits each at 1% of evenly spread elements, or as a bitmap, whichever is smaller.
 
     Parameters
     ----------
@@ -45,76 +83,28 @@ class TopK(Codec):
     codec_id: ClassVar[str] = "topk"
     number: ClassVar[int] = 6
     summary: ClassVar[str] = "the elements of largest magnitude with their indices, the others become zero"
-    sparse: ClassVar[bool] = True
-
-    ratio: float | None = None
-    k: int | None = None
-    feedback: bool = False
-
-    def __post_init__(self) -> None:
-        check_flag("feedback", self.feedback)
-        if self.k is not None:
-            if self.ratio is not None:
-                raise ValueError(f"ratio: {self.ratio!r} given beside k={self.k!r}, only one may be")
-            check_integer("k", self.k, 1)
-        elif self.ratio is None:
-            # The default is written out, so that TopK() and TopK(ratio=0.01) are equal.
-            object.__setattr__(self, "ratio", _DEFAULT_RATIO)
-        elif isinstance(self.ratio, bool) or not isinstance(self.ratio, numbers.Real):
-            raise TypeError(f"ratio: expected a number, got {self.ratio!r}")
-        elif not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio: expected a number above 0 and at most 1, got {self.ratio!r}")
-
-    def selected(self, count: int) -> int:
-        """Number of elements that are selected of `count`."""
-        if self.ratio is None:
-            return min(self.k or 0, count)
-        return min(max(1, math.ceil(self.ratio * count)), count)
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
-        """Exactly an index and a value for each selected element."""
-        k = self.selected(count)
-        return align(4 * k) + k * dtype.itemsize if k else 0
+        """Values, and indices of any layout."""
+        return selection.max_nbytes(self.selected(count), dtype)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._select(src, None, payload)
+        return selection.finish(payload, self._select(src, None, payload), src.itemsize, src.size)
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        outcome = self._select(residual, src, payload)
-        if src.size:
-            cpu.load("sparse").clear(self._sections(payload, src.size, src.dtype)[0], residual)
-        return outcome
+        indices = self._select(residual, src, payload)
+        cpu.load("sparse").clear(indices, residual)
+        return selection.finish(payload, indices, src.itemsize, src.size)
 
-    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        if dst.size:
-            cpu.load("sparse").scatter(*self._checked_sections(frame), dst)
-
-    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        if acc.size:
-            cpu.load("sparse").scatter_add(*self._checked_sections(frame), acc)
-
-    def _select(self, x: np.ndarray, addend: np.ndarray | None, payload: np.ndarray) -> tuple[int, int]:
-        if x.size > 2**32:
-            raise ValueError(f"count: {x.size} elements, indices of 32 bits reach 2**32")
+    def _select(self, x: np.ndarray, addend: np.ndarray | None, payload: np.ndarray) -> np.ndarray:
+        selection.check_count(x.size)
         k = self.selected(x.size)
-        if x.size:
-            cpu.load("sparse").largest(x, addend, *self._sections(payload, x.size, x.dtype))
-            payload[4 * k : align(4 * k)] = 0
-        return self.max_payload_nbytes(x.size, x.dtype), k
+        if not k:
+            return np.empty(0, np.uint32)
+        return cpu.load("sparse").largest(x, addend, k, selection.values_in(payload, k, x.dtype))
 
-    def _checked_sections(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        dtype, k = working_dtype(frame.dtype), self.selected(frame.count)
-        expected = self.max_payload_nbytes(frame.count, dtype)
-        if frame.extra != k or frame.payload.size != expected:
-            raise FrameError(f"frame: {frame.extra} elements in {frame.payload.size} bytes, expected {k} in {expected}")
-        indices, values = self._sections(frame.payload, frame.count, dtype)
-        if not cpu.load("sparse").are_ascending(indices, frame.count):
-            raise FrameError(f"frame: the indices do not ascend from 0 to {frame.count - 1}")
-        return indices, values
-
-    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        k = self.selected(count)
-        start = align(4 * k)
-        return payload[: 4 * k].view(np.uint32), payload[start : start + k * dtype.itemsize].view(dtype)
+    def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        k = self.selected(frame.count)
+        return selection.read(frame, working_dtype(frame.dtype), k, k)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from collcomp.collectives import direct, gathered, ring, summed
+from collcomp.collectives import direct, gathered, merged, ring, summed
 from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
@@ -32,5 +32,6 @@ ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "ring": {"allreduce": ring.allreduce},
     "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
+    "merged": {"allreduce": merged.allreduce, "reduce": merged.reduce},
     "summed": {"allreduce": summed.allreduce},
 }

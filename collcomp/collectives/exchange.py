@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from collcomp.codecs import Identity, Packed
+from collcomp.codecs import Codec, Identity, Nonzeros, Packed
 from collcomp.codecs.base import working_dtype
 from collcomp.collectives.plan import Plan
 from collcomp.errors import DeadlineError, FrameError
@@ -23,7 +23,10 @@ from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 from collcomp.scratch import Scratch
 from collcomp.transports.base import Request, Transport
 
-__all__ = ["Exchange", "Incoming", "Outgoing"]
+__all__ = ["LOSSLESS", "Exchange", "Incoming", "Outgoing"]
+
+#: The codec of what an algorithm sends losslessly, whatever the operation's codec is.
+LOSSLESS = Nonzeros()
 
 # How often a rank that waits looks for notices and at the clock.
 _LOOK_S = 0.05
@@ -42,6 +45,8 @@ class Incoming:
     source: int
     count: int
     total: int
+    #: That of its frame.
+    codec: Codec
     requests: list[Request] = field(default_factory=list)
     #: Scratch memory that verbatim values land in, where the caller named no other place.
     landed: np.ndarray | None = None
@@ -230,6 +235,23 @@ class Exchange:
             nbytes = self._encode_keep(values, place, kept, memory, envelope)
         return Outgoing((memory[:nbytes],), (memory,), values.size)
 
+    def encode_lossless(
+        self, values: np.ndarray, indices: np.ndarray | None = None, count: int | None = None
+    ) -> Outgoing:
+        """Encode `values` (working dtype), or `count` elements that are zero but for them, at ascending `indices`.
+
+        Such a frame is for a `post` with the codec `LOSSLESS`.
+        """
+        if count is None:
+            count = values.size
+        memory = self._scratch.take(LOSSLESS.max_encoded_nbytes(count, self.dtype))
+        envelope = replace(self.envelope, dtype=self.dtype)
+        if indices is None:
+            nbytes = LOSSLESS.encode(values, memory, envelope)
+        else:
+            nbytes = LOSSLESS.encode_selection(indices, values, count, memory, envelope)
+        return Outgoing((memory[:nbytes],), (memory,), count)
+
     def encode_sum(
         self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray | None, divisor: int
     ) -> Outgoing | None:
@@ -331,21 +353,29 @@ class Exchange:
     # ------------------------------------------------------------------ receiving
 
     def post(
-        self, source: int, count: int, channel: int, *, into: np.ndarray | None = None, total: int | None = None
+        self,
+        source: int,
+        count: int,
+        channel: int,
+        *,
+        into: np.ndarray | None = None,
+        total: int | None = None,
+        codec: Codec | None = None,
     ) -> Incoming:
         """Expect a frame of `count` elements from `source`.
 
-        `into` is where verbatim values may land directly; `total` is the message's length as in `encode`.
+        `into` is where verbatim values may land directly; `total` is the message's length as in `encode`; `codec` is
+        the frame's where it is not the operation's, and its values are of the working dtype then.
         """
         fits = into is not None and into.dtype == self.envelope.dtype
-        one = Incoming(source, count, self.envelope.total if total is None else total)
+        one = Incoming(source, count, self.envelope.total if total is None else total, codec or self.codec)
         tag = self._tag + channel
         if self._lends:
             one.requests.append(self.transport.borrow(source, tag))
         else:
-            nbytes = HEADER_NBYTES if self.codec.verbatim else self.codec.max_encoded_nbytes(count, self.envelope.dtype)
+            nbytes = HEADER_NBYTES if one.codec.verbatim else one.codec.max_encoded_nbytes(count, self._dtype_of(one))
             one.requests.append(self.transport.irecv(self._scratch.take(nbytes), source, tag))
-        if self.codec.verbatim:
+        if one.codec.verbatim:
             if not fits:
                 one.landed = self._scratch.take(count * self.envelope.dtype.itemsize)
             room = into.view(np.uint8) if one.landed is None else one.landed  # type: ignore[union-attr]
@@ -369,8 +399,8 @@ class Exchange:
     def decode(self, incoming: Incoming, dst: np.ndarray) -> None:
         """Write a frame's values to `dst`; nothing to do where they landed there already."""
         frame = self.frame(incoming)
-        if not (self.codec.verbatim and np.may_share_memory(frame.payload, dst)):
-            self.codec.decode(frame, dst)
+        if not (incoming.codec.verbatim and np.may_share_memory(frame.payload, dst)):
+            incoming.codec.decode(frame, dst)
 
     def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:
         """Send a frame on, as it came."""
@@ -385,6 +415,9 @@ class Exchange:
         incoming.landed = None  # it is still being sent when this frame's action is over
         self.send(Outgoing(tuple(parts), memory, incoming.count), dests, channel)
 
+    def _dtype_of(self, incoming: Incoming) -> np.dtype:
+        return self.envelope.dtype if incoming.codec is self.codec else self.dtype
+
     def _check(self, incoming: Incoming) -> Frame:
         try:
             frame = Frame.read(*(request.data for request in incoming.requests))
@@ -392,13 +425,13 @@ class Exchange:
                 raise FrameError(
                     f"frame: belongs to operation {frame.sequence}, this rank is at {self.envelope.sequence}"
                 )
-            if frame.dtype != self.envelope.dtype:
-                raise FrameError(f"dtype: the sender's buffer is {frame.dtype}, this rank's {self.envelope.dtype}")
+            if frame.dtype != self._dtype_of(incoming):
+                raise FrameError(f"dtype: the sender's buffer is {frame.dtype}, this rank's {self._dtype_of(incoming)}")
             if frame.total != incoming.total:
                 raise FrameError(
                     f"count: the sender's message has {frame.total} elements, this rank's {incoming.total}"
                 )
-            self.codec.check(frame, incoming.count)
+            incoming.codec.check(frame, incoming.count)
         except FrameError as error:
             raise FrameError(f"from rank {incoming.source}: {error}") from None
         return frame

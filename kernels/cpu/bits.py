@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from collcomp.kernels.cpu.vectors import load, same, store, undefined
+from collcomp.kernels.cpu.vectors import element_pointer, load, same, splat, store, undefined
 
 __all__ = [
     "bfloat16_to_float32",
@@ -32,10 +32,12 @@ __all__ = [
     "magnitudes_above",
     "narrow_to_odd",
     "nearest",
+    "nonzeros",
     "ordered",
     "sign_bit",
     "signed_field",
     "sum_of_magnitudes",
+    "sums_above",
     "unsigned_field",
     "with_sign",
 ]
@@ -373,28 +375,50 @@ def narrow_to_odd(typing_context, x):
     return types.float32(x), generate
 
 
+def _lanes_above(builder, values, threshold, kind):
+    """Which of 64 floats have a magnitude above `threshold`, as the bits of an i64."""
+    _, bits, _, mask = _TWINS[kind]
+    lanes = builder.and_(builder.bitcast(values, ir.VectorType(bits, 64)), same(bits, 64, mask))
+    limit = builder.trunc(threshold, bits) if bits is not _I64 else threshold
+    return builder.bitcast(builder.icmp_signed(">", lanes, splat(builder, limit, 64)), _I64)
+
+
 @intrinsic
 def magnitudes_above(typing_context, x, start, threshold):
     """Which of ``x[start : start + 64]`` have a `magnitude` above `threshold`, as the bits of a uint64."""
-    _, bits, _, mask = _TWINS[x.dtype]
-    vector = ir.VectorType(bits, 64)
-
-    def splat(builder, value):
-        first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _c32(0))
-        return builder.shuffle_vector(
-            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
-        )
 
     def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
-        lanes = builder.load(pointer)
-        lanes.align = x.dtype.bitwidth // 8 if x.aligned else 1
-        lanes = builder.and_(lanes, ir.Constant(vector, [mask] * 64))
-        limit = builder.trunc(args[2], bits) if bits is not _I64 else args[2]
-        return builder.bitcast(builder.icmp_signed(">", lanes, splat(builder, limit)), _I64)
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        return _lanes_above(builder, load(builder, pointer, _TWINS[x.dtype][2], 64), args[2], x.dtype)
 
     return types.uint64(x, types.int64, types.int64), generate
+
+
+@intrinsic
+def nonzeros(typing_context, x, start):
+    """Which of the integers ``x[start : start + 64]`` are not 0, as the bits of a uint64."""
+    bits = ir.IntType(x.dtype.bitwidth)
+
+    def generate(context, builder, signature, args):
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        lanes = load(builder, pointer, bits, 64)
+        return builder.bitcast(builder.icmp_unsigned("!=", lanes, same(bits, 64, 0)), _I64)
+
+    return types.uint64(x, types.int64), generate
+
+
+@intrinsic
+def sums_above(typing_context, x, addend, start, threshold):
+    """Add ``addend[start : start + 64]`` to those of `x`; `magnitudes_above` of the sums."""
+
+    def generate(context, builder, signature, args):
+        kind = _TWINS[x.dtype][2]
+        pointer, other = (element_pointer(context, builder, signature.args[i], args[i], args[2]) for i in range(2))
+        total = builder.fadd(load(builder, pointer, kind, 64), load(builder, other, kind, 64))
+        store(builder, total, pointer)
+        return _lanes_above(builder, total, args[3], x.dtype)
+
+    return types.uint64(x, addend, types.int64, types.int64), generate
 
 
 @intrinsic

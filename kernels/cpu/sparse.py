@@ -10,22 +10,47 @@ import math
 
 import numpy as np
 
-from collcomp.kernels.cpu.bits import count_ones, count_trailing_zeros, hash32, magnitude, magnitudes_above
+from collcomp.kernels.cpu.bits import (
+    count_ones,
+    count_trailing_zeros,
+    hash32,
+    magnitude,
+    magnitudes_above,
+    nonzeros,
+    sums_above,
+)
 from collcomp.kernels.cpu.jit import kernel
 
-__all__ = ["are_ascending", "clear", "largest", "scatter", "scatter_add"]
+__all__ = [
+    "clear",
+    "collect",
+    "collect_nonzeros",
+    "count_nonzeros",
+    "gather",
+    "kth_largest",
+    "largest",
+    "merge",
+    "room_for",
+    "sampled",
+    "scatter",
+    "scatter_add",
+]
 
 _LANES = 64
-#: Elements that stay in the first cache between the addition and the comparison.
-_TILE = 1024
+#: Places for candidates beyond those that are of interest.
+_SLACK = _LANES
 #: Elements that are sampled at one place: one cache line of float32.
 _RUN = 16
 _SAMPLED = 1 / 256
 _MIN_SAMPLE = 8192
-_DIGIT = 11
+#: Bits of a digit in radix selection among few and among many elements: with long digits, the first pass leaves few
+#: elements for the second, whose branch is then predicted.
+_SHORT_DIGIT = 11
+_LONG_DIGIT = 16
+_MANY = 1 << 15
 
 
-def largest(x, addend, indices, values):
+def largest(x, addend, k, values):
     """Select the `k` elements of `x` with the largest magnitude, exactly.
 
     A sample gives a threshold that somewhat more than `k` elements exceed, one pass collects these, and the exact
@@ -38,36 +63,67 @@ def largest(x, addend, indices, values):
         The elements; with an `addend`, updated to ``x + addend`` in the first pass.
     addend : ndarray, shape (count,), or None
         What is added first.
-    indices, values : ndarray, shape (k,)
-        Where the selection goes, ``0 < k <= count``.
+    k : int
+        How many, ``0 < k <= count``.
+    values : ndarray, shape (k,)
+        Gets the selected elements.
+
+    Returns
+    -------
+    ndarray of uint32, shape (k,)
+        Their indices.
     """
-    k = indices.size
     if x.size < 2 * _MIN_SAMPLE:
         if addend is not None:
             x += addend
-        _select(x, None, *_kth_largest(x, k), indices, values)
-        return
+        return _select_from_all(x, *kth_largest(x, k), values)
     capacity = min(x.size, 4 * k + 2 * _MIN_SAMPLE)
-    candidates, their_values = np.empty(capacity + _LANES, np.uint32), np.empty(capacity + _LANES, x.dtype)
+    candidates, their_values = room_for(capacity, x.dtype)
     threshold = _sampled_threshold(x, addend, k)
-    found = _collect(x, addend, threshold, candidates, their_values)
+    found = collect(x, addend, threshold, candidates, their_values)
     if k <= found <= capacity:
-        candidates, their_values = candidates[:found], their_values[:found]
-        _select(their_values, candidates, *_kth_largest(their_values, k), indices, values)
-    elif found < k <= _count_from(x, threshold):
-        _select(x, None, threshold, k - found, indices, values)
-    else:
-        _select(x, None, *_kth_largest(x, k), indices, values)
+        their_values = their_values[:found]
+        # In place: fresh memory costs more than the selection.
+        _select(their_values, candidates[:found], *kth_largest(their_values, k), candidates[:k], values)
+        return candidates[:k]
+    if found < k <= _count_from(x, threshold):
+        return _select_from_all(x, threshold, k - found, values)
+    return _select_from_all(x, *kth_largest(x, k), values)
+
+
+def room_for(count, dtype):
+    """Indices and values for `collect` to write `count` elements to.
+
+    One block of memory: what several blocks take together, the C library would give back after every call, and fresh
+    pages cost more than the selection.
+    """
+    count += _SLACK
+    block = np.empty(count * (dtype.itemsize + 4), np.uint8)
+    split = count * dtype.itemsize
+    return block[split:].view(np.uint32), block[:split].view(dtype)
+
+
+def _select_from_all(x, threshold, ties, values):
+    indices = np.empty(values.size, np.uint32)
+    _select(x, None, threshold, ties, indices, values)
+    return indices
 
 
 def _sampled_threshold(x, addend, k):
-    size = max(_MIN_SAMPLE, int(x.size * _SAMPLED)) // _RUN * _RUN
-    sample = np.empty(size, x.dtype)
-    _sample(x, addend, sample)
-    expected = k * size / x.size
+    sample = sampled(x, addend, max(_MIN_SAMPLE, int(x.size * _SAMPLED)))
+    expected = k * sample.size / x.size
     # Neighbours are alike, so a run of them says less than as many independent elements: a wide margin.
-    rank = min(size, math.ceil(expected + 6 * math.sqrt(expected) + 4))
-    return _kth_largest(sample, rank)[0]
+    rank = min(sample.size, math.ceil(expected + 6 * math.sqrt(expected) + 4))
+    return kth_largest(sample, rank)[0]
+
+
+def sampled(x, addend, size):
+    """About `size` elements of ``x + addend``; all where there are fewer than twice as many."""
+    if x.size < 2 * size:
+        return x.copy() if addend is None else x + addend
+    sample = np.empty(size // _RUN * _RUN, x.dtype)
+    _sample(x, addend, sample)
+    return sample
 
 
 @kernel
@@ -84,17 +140,18 @@ def _sample(x, addend, sample):
                 sample[r * _RUN + i] = x[start + i] + addend[start + i]
 
 
-def _kth_largest(x, k):
+def kth_largest(x, k):
     """The magnitude of rank `k` from above, by radix selection, and how many elements equal to it rank up to `k`."""
-    return _radix_select(x, k, np.empty(1 << _DIGIT, np.int64))
+    digit = _SHORT_DIGIT if x.size < _MANY else _LONG_DIGIT
+    return _radix_select(x, k, digit, np.empty(1 << digit, np.uint32))
 
 
 @kernel
-def _radix_select(x, k, counts):
+def _radix_select(x, k, digit_bits, counts):
     prefix = np.int64(0)
     shift = 8 * x.itemsize - 1
     while shift > 0:
-        below = max(shift - _DIGIT, 0)
+        below = max(shift - digit_bits, 0)
         digits = 1 << (shift - below)
         for d in range(digits):
             counts[d] = 0
@@ -112,45 +169,40 @@ def _radix_select(x, k, counts):
 
 
 @kernel
-def _collect(x, addend, threshold, indices, values):
-    """Collect the elements above `threshold`; return how many there are in all.
+def collect(x, addend, threshold, indices, values):
+    """Collect the elements of ``x + addend``, which `x` becomes, above `threshold`; return how many there are in all.
 
-    Nothing more is written when fewer than 64 places are left in `indices` and `values`.
+    All are collected unless there are more than `indices` and `values` (of `room_for`) were made for.
     """
     last = indices.size - _LANES
+    whole = x.size // _LANES * _LANES
     found = 0
-    for begin in range(0, x.size, _TILE):
-        end = min(begin + _TILE, x.size)
-        if addend is not None:
-            tile, added = x[begin:end], addend[begin:end]
-            for i in range(tile.size):
-                tile[i] += added[i]
-        start = begin
-        while start + _LANES <= end:
-            lanes = magnitudes_above(x, start, threshold)
-            total = found + count_ones(lanes)
-            if found <= last:
-                # Two writes without a branch, which could not be predicted, serve most groups.
-                for _ in range(2):
-                    i = start + (count_trailing_zeros(lanes) & (_LANES - 1))
-                    indices[found] = i
-                    values[found] = x[i]
-                    found += 1
-                    lanes &= lanes - np.uint64(1)
-                while lanes != 0:
-                    i = start + count_trailing_zeros(lanes)
-                    indices[found] = i
-                    values[found] = x[i]
-                    found += 1
-                    lanes &= lanes - np.uint64(1)
-            found = total
-            start += _LANES
-        for i in range(start, end):
-            if magnitude(x[i]) > threshold:
-                if found < indices.size:
-                    indices[found] = i
-                    values[found] = x[i]
+    for start in range(0, whole, _LANES):
+        lanes = magnitudes_above(x, start, threshold) if addend is None else sums_above(x, addend, start, threshold)
+        total = found + count_ones(lanes)
+        if found <= last:
+            # Two writes without a branch, which could not be predicted, serve most groups.
+            for _ in range(2):
+                i = start + (count_trailing_zeros(lanes) & (_LANES - 1))
+                indices[found] = i
+                values[found] = x[i]
                 found += 1
+                lanes &= lanes - np.uint64(1)
+            while lanes != 0:
+                i = start + count_trailing_zeros(lanes)
+                indices[found] = i
+                values[found] = x[i]
+                found += 1
+                lanes &= lanes - np.uint64(1)
+        found = total
+    for i in range(whole, x.size):
+        if addend is not None:
+            x[i] += addend[i]
+        if magnitude(x[i]) > threshold:
+            if found < indices.size:
+                indices[found] = i
+                values[found] = x[i]
+            found += 1
     return found
 
 
@@ -165,27 +217,23 @@ def _count_from(x, threshold):
 
 @kernel
 def _select(x, labels, threshold, ties, indices, values):
-    """Select the elements above `threshold` and the first `ties` of those equal to it; `labels` are their indices."""
+    """Select the elements above `threshold` and the first `ties` of those equal to it.
+
+    `labels` are their indices where `x` are not all elements; they may be in the memory of `indices`.
+    """
     found = 0
     for i in range(x.size):
         m = magnitude(x[i])
-        if m >= threshold:
-            if m == threshold:
-                if ties == 0:
-                    continue
-                ties -= 1
-            indices[found] = i if labels is None else labels[i]
-            values[found] = x[i]
-            found += 1
-
-
-@kernel
-def are_ascending(indices, count):
-    """Whether `indices` rise strictly and stay below `count`, so that scattering by them is safe."""
-    wrong = 0
-    for i in range(indices.size - 1):
-        wrong |= indices[i] >= indices[i + 1]
-    return wrong == 0 and (indices.size == 0 or indices[indices.size - 1] < count)
+        if m == threshold:
+            if ties == 0:
+                continue
+            ties -= 1
+        if found == indices.size:
+            break
+        # Written in any case and kept if it is counted: a branch could not be predicted.
+        indices[found] = i if labels is None else labels[i]
+        values[found] = x[i]
+        found += m >= threshold
 
 
 @kernel
@@ -204,7 +252,84 @@ def scatter_add(indices, values, acc):
 
 
 @kernel
+def gather(indices, x, values):
+    """``values = x[indices]``."""
+    for i in range(indices.size):
+        values[i] = x[indices[i]]
+
+
+@kernel
 def clear(indices, x):
     """``x[indices] = 0``."""
     for i in range(indices.size):
         x[indices[i]] = 0
+
+
+@kernel
+def count_nonzeros(bits):
+    """Number of integers that are not 0."""
+    whole = bits.size // _LANES * _LANES
+    found = 0
+    for start in range(0, whole, _LANES):
+        found += count_ones(nonzeros(bits, start))
+    for i in range(whole, bits.size):
+        found += bits[i] != 0
+    return found
+
+
+@kernel
+def collect_nonzeros(bits, indices, values):
+    """Collect the integers that are not 0, as many as `indices` and `values` have places."""
+    whole = bits.size // _LANES * _LANES
+    found = 0
+    for start in range(0, whole, _LANES):
+        lanes = nonzeros(bits, start)
+        while lanes != 0:
+            i = start + count_trailing_zeros(lanes)
+            indices[found] = i
+            values[found] = bits[i]
+            found += 1
+            lanes &= lanes - np.uint64(1)
+    for i in range(whole, bits.size):
+        if bits[i] != 0:
+            indices[found] = i
+            values[found] = bits[i]
+            found += 1
+
+
+@kernel
+def merge(indices, values, others, their_values, merged, sums):
+    """Add two selections with ascending indices; return the number of elements that either has.
+
+    The sums are those of dense vectors, in every bit: what the first lacks is 0.0, what the second lacks adds nothing.
+
+    Parameters
+    ----------
+    indices, values : ndarray
+        The first.
+    others, their_values : ndarray
+        The second.
+    merged, sums : ndarray
+        Get the sum; they have places for the elements of both.
+    """
+    i, j, found = 0, 0, 0
+    nothing, absent = sums.dtype.type(-0.0), sums.dtype.type(0.0)
+    while i < indices.size and j < others.size:
+        a, b = indices[i], others[j]
+        # By selection, not by branches, which could not be predicted; x + -0.0 is x, whatever it is.
+        merged[found] = min(a, b)
+        sums[found] = (values[i] if a <= b else absent) + (their_values[j] if b <= a else nothing)
+        i += a <= b
+        j += b <= a
+        found += 1
+    while i < indices.size:
+        merged[found] = indices[i]
+        sums[found] = values[i]
+        i += 1
+        found += 1
+    while j < others.size:
+        merged[found] = others[j]
+        sums[found] = absent + their_values[j]
+        j += 1
+        found += 1
+    return found

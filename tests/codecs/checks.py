@@ -60,6 +60,16 @@ ALL_SPECS = (
     "numcodecs",
     "numcodecs:lz4",
     "numcodecs:zlib,level=3",
+    "topk:ratio=0.02",
+    "topk:ratio=0.3",
+    "threshold:ratio=0.05",
+    "threshold:ratio=0.05,method=dgc",
+    "threshold:ratio=0.05,method=held,every=3",
+    "randomk:ratio=0.05",
+    "randomk:ratio=0.7,scaled",
+    "randomblock:ratio=0.05",
+    "randomblock:k=7,scaled",
+    "nonzeros",
 )
 #: Those whose libraries are installed.
 SPECS = tuple(spec for spec in ALL_SPECS if has_library(CODECS[re.match(r"\w+", spec)[0]].library))

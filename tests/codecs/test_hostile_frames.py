@@ -112,12 +112,3 @@ def test_nothing_is_allocated_from_a_frames_numbers(spec):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 17
-
-
-@pytest.mark.parametrize("indices", [[5, 5, 6], [6, 5, 7], [0, 1, 1000], [0, 1, 2**32 - 1], [2, 1, 0]])
-def test_topk_indices_that_do_not_ascend(indices):
-    codec = as_codec("topk:k=3")
-    frame = encode(codec, normal(1000))
-    frame.payload[:12] = np.array(indices, np.uint32).view(np.uint8)
-    with pytest.raises(FrameError, match="ascend"):
-        codec.decode_add(frame, np.zeros(1000, np.float32))

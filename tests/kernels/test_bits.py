@@ -21,6 +21,16 @@ def lanes_above(x, threshold):
 
 
 @numba.njit
+def sums_above(x, addend, threshold):
+    return bits.sums_above(x, addend, 0, threshold)
+
+
+@numba.njit
+def nonzeros(x):
+    return bits.nonzeros(x, 0)
+
+
+@numba.njit
 def hashes(base, out):
     for i in range(out.size):
         out[i] = bits.hash32(np.uint32(base), np.uint32(i))
@@ -48,6 +58,25 @@ def test_magnitudes_above(dtype):
     expected = sum(1 << i for i in range(64) if abs(x[i]) > 1)
     assert int(lanes_above(x, threshold)) & (2**64 - 1) == expected
     assert int(lanes_above(x, -1)) & (2**64 - 1) == 2**64 - 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_above(dtype):
+    x, addend = np.random.default_rng(1).standard_normal((2, 70)).astype(dtype)
+    addend[3] = np.nan
+    total = x + addend
+    total[64:] = x[64:]
+    threshold = int(np.array(1, dtype).view(f"i{x.itemsize}"))
+    expected = sum(1 << i for i in range(64) if not abs(total[i]) <= 1)
+    assert int(sums_above(x, addend, threshold)) & (2**64 - 1) == expected
+    assert x.tobytes() == total.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
+def test_nonzeros(dtype):
+    x = np.random.default_rng(1).integers(0, 3, 64).astype(dtype)
+    x[5] = np.iinfo(dtype).max
+    assert int(nonzeros(x)) & (2**64 - 1) == sum(1 << i for i in range(64) if x[i])
 
 
 def test_hash_is_uniform_and_uncorrelated():

@@ -1,0 +1,103 @@
+"""Lossless frames of the elements that are not zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from collcomp.codecs import selection
+from collcomp.codecs.base import Codec
+from collcomp.errors import FrameError
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
+from collcomp.kernels import cpu
+
+__all__ = ["Nonzeros"]
+
+#: Layout of a payload that is all values, beside those of `selection`.
+_DENSE = 3 << 32
+
+
+@dataclass(frozen=True)
+class Nonzeros(Codec):
+    """The elements that are not zero with their indices, or all elements where that takes no more bytes.
+
+    For messages that are mostly zero: gradients of embeddings, masked tensors, sums of sparse frames. Every bit
+    arrives; -0.0 is no zero. Indices travel as those of `topk` do.
+
+    Examples
+    --------
+    >>> Nonzeros().spec
+    'nonzeros'
+    """
+
+    codec_id: ClassVar[str] = "nonzeros"
+    number: ClassVar[int] = 34
+    summary: ClassVar[str] = "the elements that are not zero, bit by bit, for messages that are mostly zero"
+    lossless: ClassVar[bool] = True
+
+    def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """The elements themselves."""
+        return count * dtype.itemsize
+
+    def encode_selection(
+        self, indices: np.ndarray, values: np.ndarray, count: int, dst: np.ndarray, envelope: Envelope
+    ) -> int:
+        """Encode `count` elements that are zero but for `values` at ascending `indices`; otherwise as `encode`."""
+        payload = dst[HEADER_NBYTES:]
+        chosen = selection.plan(indices, values.itemsize, count)
+        if chosen.nbytes < count * values.itemsize:
+            selection.values_in(payload, values.size, values.dtype)[:] = values
+            nbytes, extra = selection.write(payload, indices, values.itemsize, chosen)
+        else:
+            dense = selection.values_in(payload, count, values.dtype)
+            cpu.load("sparse").scatter(indices, values, dense)
+            nbytes, extra = dense.nbytes, _DENSE
+        self.write_header(dst, envelope, count, nbytes, extra)
+        return HEADER_NBYTES + nbytes
+
+    def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        if frame.extra == _DENSE:
+            return np.arange(frame.count, dtype=np.uint32), self._dense(frame)
+        return selection.read(frame, frame.dtype, 0, frame.count)
+
+    def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
+        bits = _bits(src)
+        if src.size <= selection.MOST_ELEMENTS:
+            kernels = cpu.load("sparse")
+            k = kernels.count_nonzeros(bits)
+            if k < src.size:
+                indices, values = np.empty(k, np.uint32), np.empty(k, bits.dtype)
+                kernels.collect_nonzeros(bits, indices, values)
+                chosen = selection.plan(indices, src.itemsize, src.size)
+                if chosen.nbytes < src.nbytes:
+                    selection.values_in(payload, k, bits.dtype)[:] = values
+                    return selection.write(payload, indices, src.itemsize, chosen)
+        payload[: src.nbytes] = src.view(np.uint8)
+        return src.nbytes, _DENSE
+
+    def _decode(self, frame: Frame, dst: np.ndarray) -> None:
+        if frame.extra == _DENSE:
+            dst[...] = self._dense(frame)
+        else:
+            bits = _bits(dst)
+            cpu.load("sparse").scatter(*selection.read(frame, bits.dtype, 0, frame.count), bits)
+
+    def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
+        if frame.extra == _DENSE:
+            np.add(acc, self._dense(frame), out=acc, casting="same_kind")
+        elif frame.dtype == acc.dtype and acc.dtype.kind == "f":
+            cpu.load("sparse").scatter_add(*selection.read(frame, acc.dtype, 0, frame.count), acc)
+        else:
+            super()._decode_add(frame, acc)
+
+    @staticmethod
+    def _dense(frame: Frame) -> np.ndarray:
+        if frame.payload.size != frame.count * frame.dtype.itemsize:
+            raise FrameError(f"frame: {frame.payload.size} bytes are not {frame.count} elements of {frame.dtype}")
+        return frame.payload.view(frame.dtype)
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return x.view(f"u{x.itemsize}")
