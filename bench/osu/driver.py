@@ -146,9 +146,9 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
         hint = f"it can use: {', '.join(known)}" if known else "there is no choice"
         raise ValueError(f"--algorithm: {settings.algorithm!r} cannot do {cls.name}; {hint}")
     for codec in settings.rows:
-        if codec is not None and codec.feedback and settings.validate:
+        if codec is not None and codec.needs_key and settings.validate:
             raise ValueError(
-                f"--codec: {codec.spec!r} has error feedback, which repeating one message cannot check; "
+                f"--codec: {codec.spec!r} remembers what it sent before, which repeating one message cannot check; "
                 "give --no-validate for its speed, or see 'collcomp bench train'"
             )
     for nbytes in settings.sizes:

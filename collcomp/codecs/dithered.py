@@ -33,6 +33,12 @@ class _Dithered(PackedBlocks):
         """Bits of a code: zero, and `levels` on both sides of it."""
         return (2 * self.levels).bit_length()
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """The largest distance of two neighbouring levels."""
+        norm = math.sqrt(self.block) if self.norm == "l2" else 1.0
+        gap = 1 / self.levels if self.spacing == "linear" else 0.5 if self.levels > 1 else 1.0
+        return peak * (norm * gap * (1 + 2.0**-13))
+
     def _run(
         self, src: np.ndarray, residual: np.ndarray | None, kept: np.ndarray | None, sections: Sections, stream: int
     ) -> None:

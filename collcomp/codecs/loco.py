@@ -66,6 +66,10 @@ class LoCo(BlockCodec):
             raise ValueError(f"beta: expected a number of at least 0 and below 1, got {self.beta!r}")
         check_integer("reset", self.reset, 1)
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """Half a step of 4 bits."""
+        return peak * ((1 + 2.0**-13) / 14)
+
     def residual_dtype(self, dtype: np.dtype) -> np.dtype:
         """int8, whose scales are a part of the state."""
         return np.dtype(np.int8)

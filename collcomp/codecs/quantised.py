@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
+
 from collcomp.codecs.blocks import BlockCodec
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
 from collcomp.codecs.streams import random_key
@@ -34,6 +36,12 @@ class _Quantiser(BlockCodec):
     @cached_property
     def _scale_count(self) -> int:
         return 2 if self.asymmetric else 1
+
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """Half a step, a whole one where rounding is stochastic."""
+        bits = 8 // self._codes_per_byte
+        half = 1 / (2**bits - 1) + 2.0**-22 if self.asymmetric else 0.5 / (2 ** (bits - 1) - 1)
+        return peak * (half * (1 if self.rounding == "nearest" else 2) * (1 + 2.0**-13))
 
     def _key(self, stream: int) -> int | None:
         return None if self.rounding == "nearest" else random_key(self.seed, stream)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from collcomp.codecs.blocks import BlockCodec
 from collcomp.codecs.checks import check_flag
 
@@ -43,6 +45,10 @@ class Sign(BlockCodec):
     _codes_per_byte: ClassVar[int] = 8
 
     feedback: bool = False
+
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """An element may be anywhere between zero and the largest, or all others be."""
+        return peak.copy()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,12 +8,8 @@ import sys
 import numpy as np
 import pytest
 from checks import (
-    ALL_SPECS,
     COUNTS,
     DTYPES,
-    EXACT_FEEDBACK,
-    LOSSY,
-    SPECS,
     WORKING,
     check_configuration,
     check_decode_add,
@@ -24,6 +20,7 @@ from checks import (
     encode,
     normal,
 )
+from codec_specs import ALL_SPECS, EXACT_FEEDBACK, LOSSY, SPECS
 
 from collcomp.codecs import CODECS, as_codec
 from collcomp.codecs.libraries import has_library

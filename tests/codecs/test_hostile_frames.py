@@ -5,7 +5,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from checks import SPECS, WORKING, check_hostile, encode, normal
+from checks import WORKING, check_hostile, encode, normal
+from codec_specs import SPECS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

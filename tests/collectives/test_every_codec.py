@@ -1,0 +1,79 @@
+"""Every codec through every algorithm that can do an allreduce with it: the same bits on all ranks, and its bound."""
+
+import numpy as np
+import pytest
+from codec_specs import LOSSY, SPECS
+from helpers import F16, F32, F64, UNIT, assert_within, operands, peak, reference, run, same_bits
+
+from collcomp.codecs import as_codec
+from collcomp.collectives import ALGORITHMS
+
+COUNT = 3000
+STEPS = 2
+
+
+def algorithms(codec):
+    """The allreduce algorithms that take `codec`."""
+    known = [name for name, table in ALGORITHMS.items() if "allreduce" in table]
+    refused = {"summed": not codec.summable, "merged": not codec.sparse}
+    return [name for name in known if not refused.get(name)]
+
+
+CASES = [(spec, algorithm) for spec in SPECS for algorithm in algorithms(as_codec(spec))]
+
+
+def program(comm, spec, algorithm, dtype, op):
+    results = []
+    for step in range(STEPS):
+        x = operands(comm.size, COUNT, dtype, seed=step)[comm.rank]
+        key = "w" if as_codec(spec).needs_key else None
+        comm.allreduce(x, result := np.full_like(x, 7), op, codec=spec, algorithm=algorithm, key=key)
+        results.append(result)
+    return results
+
+
+def bound(codec, xs, algorithm, op):
+    """What the codec's own bound says of the sum, each operand and partial sum being as large as it may; or None."""
+    size, largest = len(xs), max(map(peak, xs))
+    magnitude = np.array([size * largest])
+    operand = codec.error_bound(np.array([largest]), size if algorithm == "summed" else 1)
+    if operand is None:
+        return None
+    error = size * float(operand[0])
+    if algorithm == "ring":  # each hop rounds a partial sum
+        for _ in range(size):
+            error += float(codec.error_bound(magnitude + error)[0])
+    elif algorithm == "direct":
+        error += float(codec.error_bound(magnitude + error)[0])
+    error += 4 * size * UNIT[F32] * (float(magnitude[0]) + error)
+    error = error / size if op == "avg" else error
+    rounding = UNIT[xs[0].dtype]
+    return error + rounding * (magnitude[0] + error) if rounding > UNIT[F32] else error
+
+
+@pytest.mark.parametrize(("spec", "algorithm"), CASES)
+def test_bits_and_bound(spec, algorithm):
+    codec = as_codec(spec)
+    for size, dtype, op in ((2, F32, "sum"), (3, F64, "avg"), (4, F16, "sum")):
+        found = run(size, program, spec, algorithm, dtype, op)
+        again = run(size, program, spec, algorithm, dtype, op)
+        for step in range(STEPS):
+            results = [of_rank[step] for of_rank in found]
+            assert same_bits(*results, again[-1][step])
+            assert np.isfinite(results[0]).all()
+            xs = operands(size, COUNT, dtype, seed=step)
+            limit = bound(codec, xs, algorithm, op)
+            if limit is not None and not (codec.needs_key and step):
+                assert_within(results[0], reference(xs, op), limit, f"{size} ranks, {dtype}, {op}")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in LOSSY if as_codec(spec).error_bound(np.ones(1)) is None])
+def test_what_has_no_bound_is_no_noise(spec):
+    """The sum of what such codecs send still points where the true sum does."""
+    codec = as_codec(spec)
+    xs = operands(3, COUNT)
+    result = run(3, program, spec, None, F32, "sum")[0][0].astype(F64)
+    true = reference(xs)
+    cosine = result @ true / max(np.linalg.norm(result) * np.linalg.norm(true), 1e-300)
+    kept = np.count_nonzero(result) / COUNT if codec.sparse else 1
+    assert cosine > 0.05 * min(1, 10 * kept), cosine
