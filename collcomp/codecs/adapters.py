@@ -33,9 +33,10 @@ class ZFP(Codec):
     """zfp at a fixed rate: blocks of 4 neighbours, transformed, in ``4 * rate`` bits each.
 
     With m the largest magnitude of an element's block, its error is at most ``m * 2**(9 - rate)``, or 2**-93
-    (float64: 2**-957) where that is more; on random values it is a sixteenth to a quarter of that, on smooth ones far
-    less. Frames with a NaN, an infinity, or a magnitude of more than a 64th of the largest float travel as they are.
-    -0.0 may become 0.0.
+    (float64: 2**-957) where that is more; the largest errors seen are an eighth (float64: a third) of that, and those
+    of smooth values far smaller. Frames with a NaN, an infinity, or a magnitude of more than a 64th of the largest
+    float travel as they are. -0.0 may become 0.0.
+    It encodes and decodes 0.1 to 0.3 GB/s: for slow links, and fields that vary smoothly.
 
     Parameters
     ----------
@@ -147,8 +148,8 @@ class _Bytes(Codec):
 class Blosc2(_Bytes):
     """Blosc2: bytes or bits of the elements shuffled, then a fast compressor.
 
-    Every value arrives bit by bit, NaN and -0.0 too. On gradients it reaches 1.1 to 1.2 in float32: exponents shrink,
-    mantissas are noise. It is for values that have more order than that.
+    Every value arrives bit by bit, NaN and -0.0 too. On gradients it reaches what their exponents allow, 1.18 in
+    float32 and 1.44 in bfloat16, at 0.2 to 0.7 GB/s. It is for values that have more order than that.
 
     Parameters
     ----------
@@ -221,9 +222,10 @@ class Numcodecs(_Bytes):
     """A byte compressor of numcodecs, for values that hold many equal bytes side by side.
 
     Every value arrives bit by bit, NaN and -0.0 too. Bytes are compressed in the order in which they lie in memory,
-    where those of floats hardly repeat: nearly nothing is gained on gradients (`exponents` and `planes` are made for
-    them). zlib and bz2 compress less than 0.1 GB/s. The other codecs of numcodecs lose bits, or do not compress bytes,
-    or take equal bytes to different ones (gzip), or let a frame decide how much memory they need (lzma).
+    where those of floats hardly repeat: float32 gradients shrink by 1.07, by lz4 not at all (`exponents` and `planes`
+    are made for them). zlib and bz2 compress less than 0.1 GB/s. The other codecs of numcodecs lose bits, or do not
+    compress bytes, or take equal bytes to different ones (gzip), or let a frame decide how much memory they need
+    (lzma).
 
     Parameters
     ----------

@@ -35,8 +35,8 @@ class MPC(Codec):
 
     Every value arrives bit by bit, NaN and -0.0 too. Values of any dtype are taken as 32-bit words, in blocks of 1024.
     It lives on neighbours that are alike: smooth float32 data shrink by 3, values that were rounded to bfloat16 by 2.3,
-    nearly constant ones by up to 30. On gradients it reaches 1.1 and costs more time than it saves; on noise, or
-    float64 of any kind that is not repetitive, it adds 3%.
+    nearly constant ones by up to 30. On float32 gradients it reaches 1.1, so it helps slow links only; noise, and
+    float64 that is not repetitive, grow by 3%.
 
     The words are those of the paper's code for floats, but for one at the end that it writes and never reads. Its
     bound of ``2 + n + ceil(n / 32)`` words does not hold where the last 32 are not full; ours counts those as full.

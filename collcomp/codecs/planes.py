@@ -33,8 +33,8 @@ class Planes(Codec):
     that are noise cost a copy.
 
     On gradients the exponents alone shrink, to some 2.5 to 3 bits: 1.45 times less in bfloat16, 1.18 in float32. That
-    is a little better than `exponents` reaches, and several times slower. It is for values that have more order than
-    that: integers, many equal values, a few significant bits, slow links.
+    is a little more than `exponents` reaches, ten times slower (about 1 GB/s of float32, 0.3 of bfloat16). It is for
+    values that have more order: integers, many equal values, few significant bits.
 
     Parameters
     ----------
