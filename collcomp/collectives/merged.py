@@ -64,35 +64,40 @@ def _merge(ex: Exchange, send: np.ndarray, op: str, parts: Sequence[slice], deli
     incoming = [ex.post(peer, mine.stop - mine.start, _OPERAND, codec=LOSSLESS) for peer in ex.peers]
     indices, values = ex.codec.selection(ex.frame_of(ex.encode(send, 0, part=slice(0, send.size))))
 
-    def selected(part: slice) -> tuple[np.ndarray, np.ndarray]:
-        first, last = np.searchsorted(indices, (part.start, part.stop))
-        return indices[first:last] - np.uint32(part.start), values[first:last]
+    # Edges of the indices' own dtype: with others, NumPy would convert all indices first.
+    cuts = np.searchsorted(indices, np.array([0, *(part.stop for part in parts)], indices.dtype))
+
+    def selected(rank: int) -> tuple[np.ndarray, np.ndarray]:
+        its = slice(cuts[rank], cuts[rank + 1])
+        return indices[its] - np.uint32(parts[rank].start), values[its]
 
     for peer in ex.peers:
-        its_indices, its_values = selected(parts[peer])
+        its_indices, its_values = selected(peer)
         operand = ex.encode_lossless(its_values, its_indices, parts[peer].stop - parts[peer].start)
         ex.send(operand, peer, _OPERAND)
 
     def add() -> None:
         lists = {one.source: LOSSLESS.selection(ex.frame(one)) for one in incoming}
-        lists[ex.rank] = selected(mine)
-        indices, values = _sum([lists[rank] for rank in range(ex.size)], mine.stop - mine.start)
+        lists[ex.rank] = selected(ex.rank)
+        indices, values = _sum([lists[rank] for rank in range(ex.size)], mine.stop - mine.start, ex.array)
         if op == "avg":
             values /= ex.size
         deliver(indices, values)
+        if indices is None:
+            ex.recycle(values)
 
     ex.when(incoming, add)
     ex.progress()
 
 
-def _sum(lists: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> _Sum:
-    """Add selections of `count` elements in order: as lists, unless a dense vector is faster."""
+def _sum(lists: Sequence[tuple[np.ndarray, np.ndarray]], count: int, array: Callable[[int], np.ndarray]) -> _Sum:
+    """Add selections of `count` elements in order: as lists, unless a dense vector (an `array`) is faster."""
     kernels = cpu.load("sparse")
     dtype = lists[0][1].dtype
     sizes = np.cumsum([values.size for _, values in lists])
     together = int(sizes[-1])
     if _LIST_COST * int(sizes[1:].sum()) > count:
-        dense = np.empty(count, dtype)
+        dense = array(count)
         kernels.scatter(*lists[0], dense)
         for indices, values in lists[1:]:
             kernels.scatter_add(indices, values, dense)

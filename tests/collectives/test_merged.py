@@ -179,7 +179,7 @@ def test_lists_and_dense_vectors_add_to_the_same_bits(share, monkeypatch):
     totals = []
     for cost in (0, 10**9):
         monkeypatch.setattr(merged, "_LIST_COST", cost)
-        indices, values = merged._sum(lists, 20_000)
+        indices, values = merged._sum(lists, 20_000, lambda count: np.empty(count, F32))
         assert (indices is None) == (cost > 0)
         total = np.full(20_000, 7, F32)
         merged._write(indices, values, total)
