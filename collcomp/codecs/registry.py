@@ -1,6 +1,7 @@
 """The table of all codecs. To add one: write its class in its family's file and its line here."""
 
 from collcomp.codecs.base import Codec
+from collcomp.codecs.bounded import Bounded
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
@@ -15,4 +16,5 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "topk": TopK,
+    "bounded": Bounded,
 }

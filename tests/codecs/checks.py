@@ -24,6 +24,8 @@ SPECS = (
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "bounded",
+    "bounded:abs=0.01",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
