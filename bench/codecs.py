@@ -31,6 +31,10 @@ DEFAULT_CODECS = (
     "int4:rounding=stochastic",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
+    "bounded",
+    "bounded:abs=1e-5",
+    "hbound:abs=1e-5",
+    "rows:dim=64,abs=1e-5",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback")
 

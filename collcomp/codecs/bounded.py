@@ -29,7 +29,7 @@ from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
 
-__all__ = ["Bounded", "GridCodec", "check_bound"]
+__all__ = ["Bounded", "GridCodec", "Room", "check_bound"]
 
 _BLOCK = 256
 _BOUND_NBYTES = 8
@@ -138,7 +138,7 @@ class GridCodec(Codec):
                 grid, section.codes[:whole], section.words, section.values, 0, np.int32(0), *room,
             )  # fmt: skip
         if rest:
-            tails = [None if array is None else _padded(array, full) for array in arrays]
+            tails = [None if array is None else self._padded(array, full) for array in arrays]
             position, _, raw = kernel(
                 *tails,
                 grid, section.codes[whole:], section.words, section.values, position, np.int32(before), *room,
@@ -146,9 +146,7 @@ class GridCodec(Codec):
             found += raw
             if len(arrays) == 2:
                 last[full:] = tails[1][:rest]  # type: ignore[index]
-        start = self._blocks_offset(count)
-        payload[_BOUND_NBYTES + section.codes.size : start] = 0
-        return start + 4 * position, found
+        return self._close(payload, count) + 4 * position, found
 
     def _unpack(self, kernel: Callable[..., tuple[int, int]], frame: Frame, dst: np.ndarray) -> None:
         section = self._checked_sections(frame)
@@ -161,7 +159,7 @@ class GridCodec(Codec):
             dst[:full], grid, section.codes[:whole], section.words, section.values, 0, np.int32(0), room
         )
         if rest:
-            tail = _padded(dst, full)
+            tail = self._padded(dst, full)
             kernel(tail, grid, section.codes[whole:], section.words, section.values, position, np.int32(before), room)
             dst[full:] = tail[:rest]
 
@@ -182,6 +180,12 @@ class GridCodec(Codec):
             raise FrameError(f"frame: {section.bound[0]} is no bound")
         return section
 
+    def _close(self, payload: np.ndarray, count: int) -> int:
+        """Fill the gap before the blocks; return where they begin."""
+        start = self._blocks_offset(count)
+        payload[_BOUND_NBYTES + self._blocks(count) : start] = 0
+        return start
+
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
         blocks, start = self._blocks(count), self._blocks_offset(count)
         section = payload[start : min(payload.size, self.max_payload_nbytes(count, dtype))]
@@ -192,6 +196,13 @@ class GridCodec(Codec):
             section.view(np.uint32),
             section.view(dtype),
         )
+
+    @staticmethod
+    def _padded(array: np.ndarray, full: int) -> np.ndarray:
+        """A copy of ``array[full:]``, filled up to a block with its last element."""
+        copy = np.full(_BLOCK, array[-1])
+        copy[: array.size - full] = array[full:]
+        return copy
 
     def _blocks(self, count: int) -> int:
         return -(-count // _BLOCK)
@@ -283,10 +294,3 @@ def _range(src: np.ndarray) -> float:
     bits = [key if key >= 0 else key ^ limits.max for key in (low, high)]
     least, greatest = np.array(bits, signed).view(src.dtype).tolist()
     return greatest - least
-
-
-def _padded(array: np.ndarray, full: int) -> np.ndarray:
-    """A copy of ``array[full:]``, filled up to a block with its last element."""
-    copy = np.full(_BLOCK, array[-1])
-    copy[: array.size - full] = array[full:]
-    return copy

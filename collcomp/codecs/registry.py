@@ -3,8 +3,10 @@
 from collcomp.codecs.base import Codec
 from collcomp.codecs.bounded import Bounded
 from collcomp.codecs.casts import BF16, FP16
+from collcomp.codecs.hbound import HBound
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.quantised import Int4, Int8
+from collcomp.codecs.rows import Rows
 from collcomp.codecs.sparse import TopK
 
 __all__ = ["CODECS"]
@@ -17,4 +19,6 @@ CODECS: dict[str, type[Codec]] = {
     "int4": Int4,
     "topk": TopK,
     "bounded": Bounded,
+    "hbound": HBound,
+    "rows": Rows,
 }

@@ -26,6 +26,9 @@ SPECS = (
     "topk:k=7",
     "bounded",
     "bounded:abs=0.01",
+    "hbound",
+    "rows",
+    "rows:dim=10,abs=0.1",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 
