@@ -217,11 +217,12 @@ class Bounded(GridCodec):
 
     The bound holds for every finite float32 and float64, the rounding of all arithmetic included; steps are smaller
     than twice the bound for that (by 0.4% where elements are below 2**13 steps, by a third up to 2**20). Values of
-    16-bit messages are rounded to their dtype besides. In each block of 256 elements, differences of neighbours are
-    coded instead where they take fewer bits: smooth data shrink to 1 or 2 bits an element, others to about the
-    logarithm of the largest magnitude in the block over the bound.
+    16-bit messages are rounded to their dtype besides. In blocks of 256 elements, differences of neighbours are coded
+    instead where they take fewer bits (which is tried in one block of four, and in those after one where they did):
+    smooth data shrink to 1 or 2 bits an element, others to about the logarithm of the largest magnitude in the block
+    over the bound.
 
-    Blocks that hold a NaN, an infinity, a magnitude of half the dtype's largest or more, or of more than 2**20 bounds
+    Blocks that hold a NaN, an infinity, a magnitude of half the dtype's largest or more, or of more than 2**20 steps
     (2**29 in float64), travel as they are; so does everything where the bound is below the dtype's normal numbers,
     as that of a constant message with `rel` is. -0.0 becomes 0.0 in other blocks.
 

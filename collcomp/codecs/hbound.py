@@ -28,7 +28,7 @@ class HBound(GridCodec):
     another rounding and the same whatever the order of adding: its error is at most ``n * abs``, that of an average
     `abs`. Sums of more than 2**15 operands (2**11 in float64) are formed decoded.
 
-    Steps are 6% smaller than twice the bound, and blocks with a magnitude of more than 2**16 bounds (2**20 in float64)
+    Steps are 6% smaller than twice the bound, and blocks with a magnitude of more than 2**16 steps (2**20 in float64)
     travel as they are, as those with a NaN or an infinity do. Where there are such blocks in a segment, its operands
     are decoded and added, and the sum is rounded once more, still within ``n * abs`` (2 `abs` for an average).
     -0.0 becomes 0.0 in other blocks.

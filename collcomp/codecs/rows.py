@@ -38,7 +38,7 @@ class Rows(Codec):
     well, and the error of every element still is at most `abs`. An earlier row is found by a hash of it among the last
     65535 different ones, most of the time.
 
-    Rows with a NaN, an infinity or a magnitude of more than 2**16 bounds (2**20 in float64) travel as they are, and so
+    Rows with a NaN, an infinity or a magnitude of more than 2**16 steps (2**20 in float64) travel as they are, and so
     do those that share a block of 256 elements with them (but on the grid); they are referred to where they repeat bit
     by bit. -0.0 becomes 0.0 in other rows.
 

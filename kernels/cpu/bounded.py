@@ -1,8 +1,8 @@
 """Error-bounded codes: integers on a grid, packed by width, each at most half a step from its value.
 
-An element becomes the nearest multiple of a step. Of a block of 256 such integers, either they or their differences,
-whichever are narrower, are packed in as many bits as they need. The first difference is to the last integer of the
-block before, or to 0 where that is raw.
+An element becomes the nearest multiple of a step. Of a block of 256 such integers, either they or their differences
+are packed, in as many bits as they need. The first difference is to the last integer of the block before, or to 0 where
+that is raw.
 
 `grid` (3, 2) holds two grids, a fine and a coarse one, in the dtype of the values: steps, their inverses, and the
 largest magnitudes for which the arithmetic stays within the bound. A block takes the first grid whose limit it keeps,
@@ -48,6 +48,8 @@ __all__ = [
 #: Stands for a width, and is the mask of widths.
 _RAW = 63
 _DIFFERENCES, _COARSE = 64, 128
+#: Differences are computed for one block of so many where they do not pay.
+_TRIALS = 4
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 #: numba's float type -> its integer twin, both LLVM types, 1.5 * 2**mantissa, and the bits of infinity.
@@ -124,9 +126,18 @@ def _quantise(x, inverse, q):
 
 
 @inlined
-def _write(q, plain, before, steps, words, position):
-    """Pack `q`, which takes `plain` bits, or its differences where they take fewer; return width and flag."""
-    width = width_of(differences(q, before, steps))
+def _trial(codes, b):
+    """Whether to look at the differences of block `b`: always after one where they are narrower, else now and then.
+
+    The first difference of all is to 0 and so tells nothing: the second block is looked at in any case.
+    """
+    return b < 2 or b % _TRIALS == 0 or (codes[b - 1] & _DIFFERENCES) != 0
+
+
+@inlined
+def _write(q, plain, trial, before, steps, words, position):
+    """Pack `q`, which takes `plain` bits, or its differences where a trial shows fewer; return width and flag."""
+    width = width_of(differences(q, before, steps)) if trial else plain
     if width < plain:
         pack_signed(steps, 0, words, position, width)
         return width | _DIFFERENCES
@@ -135,7 +146,7 @@ def _write(q, plain, before, steps, words, position):
 
 
 @inlined
-def _encode_block(x, grid, before, q, steps, words, values, position):
+def _encode_block(x, grid, trial, before, q, steps, words, values, position):
     """Encode `x`, leaving its integers in `q`; return its code and step."""
     column = 0
     largest = _quantise(x, grid[1, 0], q)
@@ -150,7 +161,7 @@ def _encode_block(x, grid, before, q, steps, words, values, position):
         column = 1
         _quantise(x, grid[1, 1], q)
     top = _nearest(largest * grid[1, column])
-    code = _write(q, width_of(np.int32(top ^ (top << 1))), before, steps, words, position)
+    code = _write(q, width_of(np.int32(top ^ (top << 1))), trial, before, steps, words, position)
     return code + _COARSE * column, grid[0, column]
 
 
@@ -182,7 +193,7 @@ def encode(src, grid, codes, words, values, position, before, q, steps):
     found = 0
     for b in range(codes.size):
         x = src[b * BLOCK : b * BLOCK + BLOCK]
-        code, _ = _encode_block(x, grid, before, q, steps, words, values, position)
+        code, _ = _encode_block(x, grid, _trial(codes, b), before, q, steps, words, values, position)
         codes[b] = code
         found += code == _RAW
         before = q[BLOCK - 1]
@@ -196,7 +207,7 @@ def encode_keep(src, kept, grid, codes, words, values, position, before, q, step
     found = 0
     for b in range(codes.size):
         x, y = src[b * BLOCK : b * BLOCK + BLOCK], kept[b * BLOCK : b * BLOCK + BLOCK]
-        code, step = _encode_block(x, grid, before, q, steps, words, values, position)
+        code, step = _encode_block(x, grid, _trial(codes, b), before, q, steps, words, values, position)
         codes[b] = code
         if code == _RAW:
             found += 1
@@ -220,7 +231,7 @@ def encode_feedback(src, residual, grid, codes, words, values, position, before,
             x = src[b * BLOCK : b * BLOCK + BLOCK]
             for i in range(BLOCK):
                 e[i] += x[i]
-        code, step = _encode_block(e, grid, before, q, steps, words, values, position)
+        code, step = _encode_block(e, grid, _trial(codes, b), before, q, steps, words, values, position)
         codes[b] = code
         if code == _RAW:
             found += 1
@@ -325,7 +336,7 @@ def encode_integers(total, kept, step, codes, words, steps):
         for i in range(BLOCK):
             mask |= np.int32(t[i] ^ (t[i] << 1))
             y[i] = _as_float(t[i], step) * step
-        code = _write(t, width_of(np.int32(mask)), before, steps, words, position)
+        code = _write(t, width_of(np.int32(mask)), _trial(codes, b), before, steps, words, position)
         codes[b] = code
         before = t[BLOCK - 1]
         position += LANES * (code & _RAW)
