@@ -57,6 +57,10 @@ DEFAULT_CODECS = (
     "randomk:ratio=0.01",
     "randomblock:ratio=0.01",
     "nonzeros",
+    "bounded",
+    "bounded:abs=1e-5",
+    "hbound:abs=1e-5",
+    "rows:dim=64,abs=1e-5",
 )
 OPERATIONS = ("encode", "decode", "decode_add", "encode_keep", "encode_feedback", "hop")
 

@@ -63,6 +63,11 @@ ALL_SPECS = (
     "randomblock:ratio=0.05",
     "randomblock:k=7,scaled",
     "nonzeros",
+    "bounded",
+    "bounded:abs=0.01",
+    "hbound",
+    "rows",
+    "rows:dim=10,abs=0.1",
 )
 #: Those whose libraries are installed.
 SPECS = tuple(spec for spec in ALL_SPECS if has_library(CODECS[re.match(r"\w+", spec)[0]].library))

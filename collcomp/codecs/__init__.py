@@ -2,9 +2,11 @@
 
 from collcomp.codecs.adapters import ZFP, Blosc2, Numcodecs
 from collcomp.codecs.base import Codec
+from collcomp.codecs.bounded import Bounded
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.exponents import Exponents
+from collcomp.codecs.hbound import HBound
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
@@ -17,6 +19,7 @@ from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.rotated import Hadamard
+from collcomp.codecs.rows import Rows
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
@@ -34,8 +37,10 @@ __all__ = [
     "THC",
     "ZFP",
     "Blosc2",
+    "Bounded",
     "Codec",
     "Exponents",
+    "HBound",
     "Hadamard",
     "Identity",
     "Int2",
@@ -49,6 +54,7 @@ __all__ = [
     "PowerSGD",
     "RandomBlock",
     "RandomK",
+    "Rows",
     "SharedInt",
     "Sign",
     "TernGrad",

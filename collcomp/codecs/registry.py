@@ -2,9 +2,11 @@
 
 from collcomp.codecs.adapters import ZFP, Blosc2, Numcodecs
 from collcomp.codecs.base import Codec
+from collcomp.codecs.bounded import Bounded
 from collcomp.codecs.casts import BF16, FP16
 from collcomp.codecs.dithered import QSGD, TernGrad
 from collcomp.codecs.exponents import Exponents
+from collcomp.codecs.hbound import HBound
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
@@ -16,6 +18,7 @@ from collcomp.codecs.powersgd import PowerSGD
 from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.rotated import Hadamard
+from collcomp.codecs.rows import Rows
 from collcomp.codecs.shared import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
@@ -52,4 +55,7 @@ CODECS: dict[str, type[Codec]] = {
     "randomk": RandomK,
     "randomblock": RandomBlock,
     "nonzeros": Nonzeros,
+    "bounded": Bounded,
+    "hbound": HBound,
+    "rows": Rows,
 }

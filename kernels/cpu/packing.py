@@ -1,4 +1,4 @@
-"""Blocks of 256 unsigned integers in as many bits each as the largest needs.
+"""Blocks of 256 integers in as many bits each as the largest needs; negative ones in two's complement.
 
 A block is 32 rows of 8 lanes. Each lane packs its 32 values of `width` bits one after another into `width` words of 32
 bits, lowest bits first, and word k of all lanes stands in row k: so every step works on all lanes at once. A block
@@ -10,6 +10,7 @@ Software: Practice and Experience 2015.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from numba.extending import intrinsic
 
 from collcomp.kernels.cpu.vectors import element_pointer, load, same, store
 
-__all__ = ["BLOCK", "LANES", "pack", "unpack"]
+__all__ = ["BLOCK", "LANES", "pack", "pack_signed", "unpack", "unpack_signed"]
 
 LANES = 8
 _ROWS = 32
@@ -29,12 +30,14 @@ BLOCK = LANES * _ROWS
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _pack_rows(builder: Any, src: Any, dst: Any, width: int) -> None:
+def _pack_rows(builder: Any, src: Any, dst: Any, width: int, signed: bool = False) -> None:
     if width == 0:
         return
     word, filled, written = None, 0, 0
     for row in range(_ROWS):
         values = load(builder, _row(builder, src, row), _I32, LANES)
+        if signed and width < 32:
+            values = builder.and_(values, same(_I32, LANES, (1 << width) - 1))
         word = values if not filled else builder.or_(word, builder.shl(values, same(_I32, LANES, filled)))
         filled += width
         if filled >= 32:
@@ -64,6 +67,25 @@ def _unpack_rows(builder: Any, src: Any, dst: Any, width: int) -> None:
             values = builder.or_(values, builder.shl(word(index + 1), same(_I32, LANES, 32 - shift)))
         if shift + width != 32:
             values = builder.and_(values, same(_I32, LANES, (1 << width) - 1))
+        store(builder, values, _row(builder, dst, row))
+
+
+def _unpack_signed_rows(builder: Any, src: Any, dst: Any, width: int) -> None:
+    for row in range(_ROWS):
+        if width == 0:
+            store(builder, same(_I32, LANES, 0), _row(builder, dst, row))
+            continue
+        index, shift = divmod(row * width, 32)
+        values, above = load(builder, _row(builder, src, index), _I32, LANES), 32 - shift - width
+        if above < 0:
+            upper = load(builder, _row(builder, src, index + 1), _I32, LANES)
+            values = builder.lshr(values, same(_I32, LANES, shift))
+            values = builder.or_(values, builder.shl(upper, same(_I32, LANES, 32 - shift)))
+            above = 32 - width
+        if above:
+            values = builder.shl(values, same(_I32, LANES, above))
+        if width < 32:
+            values = builder.ashr(values, same(_I32, LANES, 32 - width))
         store(builder, values, _row(builder, dst, row))
 
 
@@ -108,6 +130,19 @@ def pack(typing_context, src, first, dst, start, width):
 
 
 @intrinsic
+def pack_signed(typing_context, src, first, dst, start, width):
+    """`pack` for int32 from ``-2**(width - 1)`` to ``2**(width - 1) - 1``."""
+    rows = functools.partial(_pack_rows, signed=True)
+    return types.void(src, types.int64, dst, types.int64, types.int64), _by_width("pack_signed", rows)
+
+
+@intrinsic
 def unpack(typing_context, src, first, dst, start, width):
     """Undo `pack`: ``src[first : first + LANES * width]`` into ``dst[start : start + BLOCK]``."""
     return types.void(src, types.int64, dst, types.int64, types.int64), _by_width("unpack", _unpack_rows)
+
+
+@intrinsic
+def unpack_signed(typing_context, src, first, dst, start, width):
+    """Undo `pack_signed`."""
+    return types.void(src, types.int64, dst, types.int64, types.int64), _by_width("unpack_signed", _unpack_signed_rows)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import casts, dithered, loco, quantised
+from collcomp.kernels.cpu import bounded, casts, dithered, loco, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
@@ -14,6 +14,9 @@ ONE, TWO, FOUR, EIGHT = (tuple(range(planes)) for planes in (1, 2, 4, 8))
 CODES, OFFSETS = np.zeros(4 * BLOCK, np.uint8), np.ones((4, 2), np.float32)
 LOCO = (SRC[:BLOCK].copy(), SCALES.copy(), CODES, SRC.copy(), BLOCK, TWO, ONE, SRC.size, 0)
 WORDS, ROOM = np.zeros(4 * 8 * 5, np.uint32), np.zeros(BLOCK, np.int32)
+GRID = np.array([[0.1, 0.1], [10, 10], [100, 100]], np.float32)
+BITS, ROOMY = np.zeros(4, np.uint8), np.zeros(4 * BLOCK, np.uint32)
+BOUNDED = (GRID, BITS, ROOMY, ROOMY.view(np.float32), 0, np.int32(0), ROOM)
 CALLS = [
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, None, 0)),
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, 5, 0)),
@@ -24,6 +27,8 @@ CALLS = [
     (quantised.decode_add, (SCALES, CODES, SRC.copy(), BLOCK, TWO, SRC.copy())),
     (quantised.decode_add, (OFFSETS, CODES, SRC.copy(), BLOCK, FOUR, SRC.copy())),
     (loco.encode_feedback, (SRC, CODES.copy(), SCALES, np.float32(0.8), *LOCO)),
+    (bounded.encode_feedback, (SRC, SRC.copy(), *BOUNDED, ROOM.copy())),
+    (bounded.decode_add, (SRC.copy(), *BOUNDED)),
     (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
     *(
         (
