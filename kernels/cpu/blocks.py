@@ -36,7 +36,7 @@ from collcomp.kernels.cpu.bits import (
     unsigned_field,
     with_sign,
 )
-from collcomp.kernels.cpu.common import LARGEST, SMALLEST, block_key, copy
+from collcomp.kernels.cpu.common import LARGEST, SMALLEST, copy, random32
 from collcomp.kernels.cpu.jit import INLINED, inlined
 
 __all__ = ["add_block", "add_to_block", "decode_block", "encode_block", "is_raw", "subtract_block"]
@@ -228,7 +228,7 @@ def _put_overload(x, offset, inverse, codes, planes, key):
 def _quantise(x, scale, offset, codes, planes, key, index):
     one = x.dtype.type(1 if key is None else _SHRINK)
     inverse = one / x.dtype.type(scale) if scale > 0 else x.dtype.type(0)
-    random = None if key is None else block_key(key, index)
+    random = None if key is None else random32(key, index)
     origin = None if offset is None else x.dtype.type(offset)
     _put(x, origin, inverse, codes, planes, random)
 

@@ -10,7 +10,7 @@ from collcomp.kernels.cpu.bits import magnitude
 from collcomp.kernels.cpu.jit import inlined
 from collcomp.kernels.cpu.vectors import element_pointer, load, same, undefined
 
-__all__ = ["LARGEST", "SMALLEST", "accumulate", "block_key", "copy", "largest_magnitude", "sum_of_squares"]
+__all__ = ["LARGEST", "SMALLEST", "accumulate", "copy", "largest_magnitude", "random32", "sum_of_squares"]
 
 #: Magnitudes between them have float32 scales that are normal numbers.
 SMALLEST, LARGEST = 2.0**-119, 2.0**127
@@ -44,8 +44,8 @@ def copy(x, y):
 
 
 @inlined
-def block_key(key, index):
-    """A uint32 of its own for each block of each random stream (SplitMix64)."""
+def random32(key, index):
+    """The uint32 at place `index` of random stream `key` (SplitMix64)."""
     z = np.uint64(key) + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

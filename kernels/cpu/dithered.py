@@ -20,9 +20,9 @@ from collcomp.kernels.cpu.common import (
     LARGEST,
     SMALLEST,
     accumulate,
-    block_key,
     copy,
     largest_magnitude,
+    random32,
     sum_of_squares,
 )
 from collcomp.kernels.cpu.jit import inlined, kernel
@@ -151,7 +151,7 @@ def encode(src, residual, kept, scales, words, raw, codes, block, levels, width,
             continue
         step = src.dtype.type(scale)
         inverse = src.dtype.type(_SHRINK) / step if scale > 0 else src.dtype.type(0)
-        random = block_key(key, b)
+        random = random32(key, b)
         for first in range(0, x.size, BLOCK):
             part = x[first : first + BLOCK]
             if part.size < BLOCK:

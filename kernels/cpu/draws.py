@@ -3,7 +3,7 @@
 import numpy as np
 
 from collcomp.kernels.cpu.bits import count_trailing_zeros
-from collcomp.kernels.cpu.common import block_key
+from collcomp.kernels.cpu.common import random32
 from collcomp.kernels.cpu.jit import inlined, kernel
 
 __all__ = ["draw", "draw_one"]
@@ -20,13 +20,13 @@ def _below(key, place, count):
     Source: Lemire, "Fast random integer generation in an interval", ACM TOMACS 2019.
     """
     count = np.uint64(count)
-    product = np.uint64(block_key(key, place)) * count
+    product = np.uint64(random32(key, place)) * count
     place += 1
     low = product & np.uint64(0xFFFFFFFF)
     if low < count:
         limit = (np.uint64(1 << 32) - count) % count
         while low < limit:
-            product = np.uint64(block_key(key, place)) * count
+            product = np.uint64(random32(key, place)) * count
             place += 1
             low = product & np.uint64(0xFFFFFFFF)
     return np.int64(product >> np.uint64(32)), place

@@ -33,7 +33,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from collcomp.kernels.cpu.bits import from_magnitude, hash32, high14, low14, magnitude
-from collcomp.kernels.cpu.common import accumulate, block_key, copy, largest_magnitude, sum_of_squares
+from collcomp.kernels.cpu.common import accumulate, copy, largest_magnitude, random32, sum_of_squares
 from collcomp.kernels.cpu.jit import inlined, kernel
 from collcomp.kernels.cpu.packing import BLOCK, LANES, pack, unpack
 from collcomp.kernels.cpu.rotation import LIMIT, rotate_block, unrotate_block
@@ -203,7 +203,7 @@ def encode(
         rotate_block(x, d, y)
         factor = tile.dtype.type(_factor(norm, d.size, reach))
         step = tile.dtype.type(_step(norm, d.size, reach))
-        random = block_key(key, b)
+        random = random32(key, b)
         for first in range(0, d.size, BLOCK):
             part = y[first : first + BLOCK]
             _round(part, factor, top, tables, random, first, words, octets)
@@ -279,7 +279,7 @@ def quantise(src, residual, norms, sums, diagonal, last, tile, tables, words, oc
         rotate_block(x, d, y)
         factor = tile.dtype.type(_factor(norms[b], d.size, reach))
         step = tile.dtype.type(_step(norms[b], d.size, reach))
-        random = block_key(key, b)
+        random = random32(key, b)
         for first in range(0, d.size, BLOCK):
             part, integers = y[first : first + BLOCK], out[first : first + BLOCK]
             _round(part, factor, top, tables, random, first, words, octets)
