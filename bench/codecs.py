@@ -99,7 +99,7 @@ def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
     """One row: speeds of `codec` on `x` in GB/s and relative to memcpy, its ratio and its errors.
 
     ``"hop"`` is what a rank of a ring does to a partial sum: decode, add the rank's own values, encode. None where the
-    codec cannot do it in one pass.
+    codec cannot do it in one pass; lossless codecs have no feedback either.
     """
     buffer = np.zeros(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
     work, copied, residual = np.zeros_like(x), np.zeros_like(x), np.zeros(x.size, codec.residual_dtype(x.dtype))
@@ -121,11 +121,12 @@ def measure(codec: Codec, x: np.ndarray, repeats: int) -> dict[str, Any]:
         "ratio": x.nbytes / frame.nbytes,
         "max_err": float(np.abs(error).max()),
         "rms_err": float(np.sqrt(np.mean(error**2))),
+        "rms": float(np.sqrt(np.mean(x.astype(float) ** 2))),
     }
     copies = []
     for name in OPERATIONS:
-        if name == "hop" and calls[name]() is None:
-            row["hop_gbps"] = row["hop_by_memcpy"] = None
+        if (name == "encode_feedback" and codec.lossless) or (name == "hop" and calls[name]() is None):
+            row[f"{name}_gbps"] = row[f"{name}_by_memcpy"] = None
             continue
         seconds, copy_seconds = _time(calls[name], lambda: np.copyto(copied, x), repeats)
         row[f"{name}_gbps"] = x.nbytes / seconds / 1e9
@@ -170,6 +171,7 @@ def _cell(figure: float | None) -> str:
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rate against ratio: one point a codec for encoding, one for decoding."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,19 +179,44 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     largest = max(row["nbytes"] for row in rows)
     rows = [row for row in rows if row["nbytes"] == largest]
-    figure, axes = plt.subplots(figsize=(max(8, 1.5 + 1.3 * len(rows)), 4.5), layout="constrained")
-    width = 0.8 / len(OPERATIONS)
-    for number, name in enumerate(OPERATIONS):
-        places = np.arange(len(rows)) + (number - (len(OPERATIONS) - 1) / 2) * width
-        axes.bar(places, [row[f"{name}_by_memcpy"] or 0 for row in rows], width, label=name)
-    axes.axhline(1, color="black", linewidth=0.8)
-    labels = [f"{row['codec'].replace(':', chr(10))}\n{row['ratio']:.1f} x smaller" for row in rows]
-    axes.set_xticks(np.arange(len(rows)), labels, fontsize=8)
-    axes.set_ylim(0, min(6, 1.1 * max(row[f"{name}_by_memcpy"] or 0 for row in rows for name in OPERATIONS)))
-    axes.set_ylabel("speed / memcpy")
-    axes.set_title(f"Codecs on one thread, {largest / 2**20:.0f} MiB of float32 ({rows[0]['data']})")
-    axes.legend(ncols=len(OPERATIONS), fontsize=8)
+    figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    for name, marker in (("encode", "o"), ("decode", "v")):
+        ratios, rates = [row["ratio"] for row in rows], [row[f"{name}_gbps"] for row in rows]
+        axes.scatter(ratios, rates, marker=marker, label=name)
+        if name == "encode":
+            for row, rate in zip(rows, rates, strict=True):
+                axes.annotate(row["codec"], (row["ratio"], rate), (4, 3), textcoords="offset points", fontsize=7)
+    axes.axhline(rows[0]["memcpy_gbps"], color="black", linewidth=0.8, label="memcpy")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("ratio (times smaller)")
+    axes.set_ylabel("GB/s of float32, one thread")
+    axes.set_title(f"Codecs, {largest / 2**20:.0f} MiB of float32 ({rows[0]['data']})")
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table in Markdown."""
+    head = ["codec", "ratio", "rms error / rms", "encode", "decode", "decode and add", "with feedback"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        names = ("encode", "decode", "decode_add", "encode_feedback")
+        speeds = [_cell(row[f"{name}_by_memcpy"]) for name in names]
+        error = "0" if row["rms_err"] == 0 else f"{row['rms_err'] / row['rms']:.2g}"
+        lines.append(f"| `{row['codec']}` | {row['ratio']:.3g} | {error} | " + " | ".join(speeds) + " |")
+    return "\n".join(lines)
+
+
+def _insert(table: str, data: str, path: Path) -> None:
+    """Put `table` between the two comments of `path` that name `data`."""
+    begin, end = f"<!-- {data}: begin -->", f"<!-- {data}: end -->"
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"--markdown: {path} does not have one {begin!r} and one {end!r}")
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,7 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--codec", action="append", help="specs of codecs, separated by commas (repeatable)")
     parser.add_argument("--repeats", type=int, default=15, help="measurements of each operation (default: 15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds of the largest size there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw rate against ratio there, of the largest size"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE.md", help="put the table between FILE.md's comments that name the data"
+    )
     options = parser.parse_args(argv)
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, got {options.repeats}")
@@ -228,6 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.plot:
         _plot(rows, options.plot)
+    if options.markdown:
+        try:
+            _insert(_markdown(rows), options.data, options.markdown)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     return 0
 
 
