@@ -29,6 +29,10 @@ DEFAULT_CODECS = (
     "int8:rounding=stochastic",
     "int4",
     "int4:rounding=stochastic",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "mxfp8",
+    "mxfp4",
     "topk:ratio=0.01",
     "topk:ratio=0.001",
 )

@@ -49,8 +49,6 @@ class Codec(ABC):
     lossless: ClassVar[bool] = False
     #: There is a `reduction`: encoded values are added without decoding them.
     summable: ClassVar[bool] = False
-    #: x <= y implies decoded(x) <= decoded(y) for any two elements anywhere, so MAX and MIN keep their meaning.
-    monotone: ClassVar[bool] = False
     #: Frames hold a selection of the elements: sums are gathered, not re-encoded.
     sparse: ClassVar[bool] = False
     #: A part of a message is encoded in one piece, never in segments.
@@ -61,6 +59,8 @@ class Codec(ABC):
     stateful: ClassVar[bool] = False
     #: The parameter that a spec may give without its name, first: ``"numcodecs:zstd"``.
     positional: ClassVar[str | None] = None
+    #: Parameters that this codec got later. Their defaults are left out of `digest`: older frames stay readable.
+    added: ClassVar[frozenset[str]] = frozenset()
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -154,6 +154,11 @@ class Codec(ABC):
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what callers use
+
+    @property
+    def monotone(self) -> bool:
+        """Whether x <= y implies decoded(x) <= decoded(y) for any two elements: MAX and MIN keep their meaning."""
+        return False
 
     @property
     def needs_key(self) -> bool:
@@ -328,7 +333,7 @@ class Codec(ABC):
     @cached_property
     def digest(self) -> int:
         """CRC-32 of the configuration, which frames carry."""
-        return zlib.crc32(json.dumps(self.get_config(), sort_keys=True).encode())
+        return zlib.crc32(json.dumps(self._digested(), sort_keys=True).encode())
 
     def get_config(self) -> dict[str, Any]:
         """The configuration as a JSON-able dict; `collcomp.codecs.from_config` gives the codec back."""
@@ -337,6 +342,15 @@ class Codec(ABC):
         return {"codec": self.codec_id, **values, **inner}
 
     # ------------------------------------------------------------------ helpers
+
+    def _digested(self) -> dict[str, Any]:
+        """`get_config` without the defaults of parameters that were added later."""
+        digested: dict[str, Any] = {"codec": self.codec_id}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name not in self.added or value != field.default:
+                digested[field.name] = value._digested() if isinstance(value, Codec) else value
+        return digested
 
     def _finish(self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, outcome: tuple[int, int]) -> int:
         nbytes, extra = outcome

@@ -28,11 +28,15 @@ class _Sections(NamedTuple):
 class _BlockQuantiser(Codec):
     """The payload: scales (float32), codes, raw blocks; each section starts at a multiple of 64 bytes.
 
-    The last block is as long as what is left, plus a zero if that is odd.
+    The last block is as long as what is left, filled up with zeros to a multiple of `_granule`.
     """
 
+    #: Module of the kernels, to which the dtypes of scales and codes tell the format.
+    _kernels: ClassVar[str] = "quantised"
+    _scale_dtype: ClassVar[np.dtype] = np.dtype(np.float32)
     _code_dtype: ClassVar[np.dtype]
     _codes_per_byte: ClassVar[int]
+    _granule: ClassVar[int] = 2
 
     block: int = 256
     rounding: str = "nearest"
@@ -40,20 +44,20 @@ class _BlockQuantiser(Codec):
     feedback: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("block", self.block, 16, multiple=2)
+        check_integer("block", self.block, 16, multiple=self._granule)
         check_choice("rounding", self.rounding, ("nearest", "stochastic"))
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """Scales, codes, and every block raw."""
-        return self._raw_offset(count) + _even(count) * dtype.itemsize
+        return self._raw_offset(count) + self._filled(count) * dtype.itemsize
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode, (src,), payload, stream)
+        return self._run(cpu.load(self._kernels).encode, (src,), payload, stream)
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
+        return self._run(cpu.load(self._kernels).encode_keep, (src, kept), payload, stream)
 
     def _encode_sum(
         self,
@@ -73,7 +77,7 @@ class _BlockQuantiser(Codec):
         def encode_sum(src: np.ndarray, dst: np.ndarray, scales: np.ndarray, codes: np.ndarray, *rest: Any) -> int:
             first = rest[-1]
             start = first * self.block // self._codes_per_byte
-            return cpu.load("quantised").encode_sum(
+            return cpu.load(self._kernels).encode_sum(
                 tuple(sections.scales[first : first + scales.size] for sections in others),
                 tuple(sections.codes[start : start + codes.size] for sections in others),
                 src,
@@ -91,13 +95,13 @@ class _BlockQuantiser(Codec):
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
+        return self._run(cpu.load(self._kernels).encode_feedback, (src, residual), payload, stream)
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode, frame, dst)
+        self._unpack(cpu.load(self._kernels).decode, frame, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode_add, frame, acc)
+        self._unpack(cpu.load(self._kernels).decode_add, frame, acc)
 
     def _run(
         self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
@@ -119,7 +123,7 @@ class _BlockQuantiser(Codec):
                 parts = (array[:full] for array in arrays)
                 found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, key, 0)
             raw_count = found * self.block
-            last = _padded(arrays, full, rest)
+            last = _last(arrays, full, self._filled(rest))
             is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], last[0].size, key, blocks)
             if len(arrays) == 2:
                 arrays[1][full:] = last[1][:rest]
@@ -145,7 +149,7 @@ class _BlockQuantiser(Codec):
         whole = full // self._codes_per_byte
         if blocks:
             kernel(scales[:blocks], codes[:whole], raw, self.block, dst[:full])
-        (last,) = _padded((dst,), full, rest)
+        (last,) = _last((dst,), full, self._filled(rest))
         kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, last)
         dst[full:] = last[:rest]
 
@@ -154,13 +158,14 @@ class _BlockQuantiser(Codec):
         nbytes = self._codes_offset(count) + self._code_nbytes(count)
         if frame.payload.size < nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
-        scales = frame.payload[: 4 * self._blocks(count)].view(np.float32)
-        found = cpu.load("quantised").count_raw(scales)
+        scales = self._scales(frame.payload, count)
+        kernels = cpu.load(self._kernels)
+        found = kernels.count_raw(scales)
         if found != frame.extra:
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
         if found:
             rest = count % self.block
-            missing = self.block - _even(rest) if rest and np.isnan(scales[-1]) else 0
+            missing = self.block - self._filled(rest) if rest and kernels.count_raw(scales[-1:]) else 0
             nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
         if frame.payload.size != nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
@@ -171,19 +176,25 @@ class _BlockQuantiser(Codec):
         stop = start + self._code_nbytes(count)
         raw = align(stop)
         return _Sections(
-            payload[: 4 * self._blocks(count)].view(np.float32),
+            self._scales(payload, count),
             payload[start:stop].view(self._code_dtype),
-            payload[raw : raw + _even(count) * dtype.itemsize].view(dtype),
+            payload[raw : raw + self._filled(count) * dtype.itemsize].view(dtype),
         )
+
+    def _scales(self, payload: np.ndarray, count: int) -> np.ndarray:
+        return payload[: self._scale_dtype.itemsize * self._blocks(count)].view(self._scale_dtype)
 
     def _blocks(self, count: int) -> int:
         return -(-count // self.block)
 
+    def _filled(self, count: int) -> int:
+        return -(-count // self._granule) * self._granule
+
     def _code_nbytes(self, count: int) -> int:
-        return _even(count) // self._codes_per_byte
+        return self._filled(count) // self._codes_per_byte
 
     def _codes_offset(self, count: int) -> int:
-        return align(4 * self._blocks(count))
+        return align(self._scale_dtype.itemsize * self._blocks(count))
 
     def _raw_offset(self, count: int) -> int:
         return self._codes_offset(count) + align(self._code_nbytes(count))
@@ -257,15 +268,11 @@ class Int4(_BlockQuantiser):
     _codes_per_byte: ClassVar[int] = 2
 
 
-def _even(count: int) -> int:
-    return count + count % 2
-
-
-def _padded(arrays: tuple[np.ndarray, ...], start: int, rest: int) -> tuple[np.ndarray, ...]:
-    """Copies of the last `rest` elements of each array, zero-padded to an even number."""
+def _last(arrays: tuple[np.ndarray, ...], start: int, count: int) -> tuple[np.ndarray, ...]:
+    """Copies of each array from `start` on, filled up with zeros to `count` elements."""
     copies = []
     for array in arrays:
-        copy = np.zeros(_even(rest), array.dtype)
-        copy[:rest] = array[start:]
+        copy = np.zeros(count, array.dtype)
+        copy[: array.size - start] = array[start:]
         copies.append(copy)
     return tuple(copies)

@@ -1,11 +1,13 @@
 """What kernels that encode blocks have in common: magnitudes, copies, keys of random streams."""
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from collcomp.kernels.cpu.bits import magnitude
-from collcomp.kernels.cpu.jit import inlined
+from collcomp.kernels.cpu.jit import INLINED, inlined
 
-__all__ = ["LARGEST", "SMALLEST", "accumulate", "block_key", "copy", "largest_magnitude"]
+__all__ = ["LARGEST", "SMALLEST", "accumulate", "block_key", "block_stream", "copy", "largest_magnitude"]
 
 #: Magnitudes between them have float32 scales that are normal numbers.
 SMALLEST, LARGEST = 2.0**-119, 2.0**127
@@ -45,3 +47,15 @@ def block_key(key, index):
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.uint32(z >> np.uint64(32))
+
+
+def block_stream(key, index):
+    """`block_key`, or None where `key` is None: rounding to nearest."""
+    raise NotImplementedError
+
+
+@overload(block_stream, jit_options=INLINED)
+def _block_stream_overload(key, index):
+    if key == types.none:
+        return lambda key, index: None
+    return lambda key, index: block_key(key, index)

@@ -17,13 +17,23 @@ DTYPES = (*WORKING, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 SPECS = (
     "identity",
     "fp16",
+    "fp16:rounding=stochastic",
     "bf16",
+    "bf16:rounding=stochastic",
     "int8",
     "int8:block=64,rounding=stochastic",
     "int4",
     "int4:block=32,rounding=stochastic",
     "topk",
     "topk:k=7",
+    "fp8_e4m3",
+    "fp8_e4m3:block=32,rounding=stochastic",
+    "fp8_e5m2",
+    "fp8_e5m2:block=512,rounding=stochastic",
+    "mxfp8",
+    "mxfp8:rounding=stochastic",
+    "mxfp4",
+    "mxfp4:rounding=stochastic",
 )
 LOSSY = tuple(spec for spec in SPECS if not as_codec(spec).lossless)
 

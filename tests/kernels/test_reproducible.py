@@ -5,18 +5,24 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import casts, quantised
+from collcomp.kernels.cpu import casts, microscaled, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
 SCALES = np.ones(4, np.float32)
+CODES = np.zeros(4 * BLOCK, np.uint8)
+EXPONENTS = np.full(4 * BLOCK // 32, 127, np.uint8)
 CALLS = [
     (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, None, 0)),
     (quantised.encode, (SRC, SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, 5, 0)),
     (quantised.encode_feedback, (SRC, SRC.copy(), SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, None, 0)),
     (quantised.decode_add, (SCALES, np.zeros(4 * BLOCK, np.int8), SRC.copy(), BLOCK, SRC.copy())),
     (quantised.decode_add, (SCALES, np.zeros(2 * BLOCK, np.uint8), SRC.copy(), BLOCK, SRC.copy())),
-    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
+    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16), None)),
+    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.int16), 5)),
+    (microscaled.encode_feedback, (SRC, SRC.copy(), SCALES, CODES, SRC.copy(), BLOCK, None, 0)),
+    (microscaled.decode_add, (EXPONENTS, CODES, SRC.copy(), 32, SRC.copy())),
+    (microscaled.decode_add, (EXPONENTS, CODES[: 2 * BLOCK].view(np.int8), SRC.copy(), 32, SRC.copy())),
 ]
 
 
