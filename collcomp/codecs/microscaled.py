@@ -91,7 +91,7 @@ class FP8E5M2(_ScaledFloats):
 
     codec_id: ClassVar[str] = "fp8_e5m2"
     number: ClassVar[int] = 8
-    summary: ClassVar[str] = "8-bit floats (e5m2) with a scale a block, error <= 1/8 of the element, of any magnitude"
+    summary: ClassVar[str] = "8-bit floats (e5m2) with a scale a block, error <= 1/8 of the element, range 2**32"
     _code_dtype: ClassVar[np.dtype] = np.dtype(np.int8)
     _codes_per_byte: ClassVar[int] = 1
 
