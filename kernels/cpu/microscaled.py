@@ -38,6 +38,8 @@ from collcomp.kernels.cpu.vectors import element_pointer, load, same, splat, sto
 __all__ = ["LANES", "count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]
 
 LANES = 32
+#: Blocks that get their scales before the first of them is rounded: short loops of one purpose run faster.
+_GROUP = 16
 #: Scale exponent, biased by 127, of raw blocks.
 _RAW = 255
 
@@ -126,7 +128,7 @@ def _accumulate(typing_context, x, y, i, chunks):
 
 
 @intrinsic
-def _round(typing_context, x, i, scale, codes, scales, j, key, counter, y, k, feedback):
+def _round(typing_context, x, i, step, inverse, codes, scales, j, key, counter, y, k, feedback):
     """Write the codes of chunk `i` of `x` into chunk `j` of `codes`.
 
     `key` is None, or a uint32 from which, with `counter` on, random bits are drawn. `y` is None, or its chunk `k` gets
@@ -142,13 +144,12 @@ def _round(typing_context, x, i, scale, codes, scales, j, key, counter, y, k, fe
     def generate(context, builder, signature, args):
         pointer = _chunk_of(context, builder, signature.args[0], args[0], args[1])
         values = load(builder, pointer, _element(x.dtype), LANES)
-        step, inverse = (splat(builder, builder.extract_value(args[2], part), LANES) for part in (0, 1))
-        scaled = builder.fmul(values, inverse)
+        scaled = builder.fmul(values, splat(builder, args[3], LANES))
         noise = None
         if key != types.none:
             positions = ir.Constant(ir.VectorType(_I32, LANES), [*range(LANES)])
-            counters = builder.add(splat(builder, builder.trunc(args[7], _I32), LANES), positions)
-            noise = emit_hash32(builder, splat(builder, args[6], LANES), counters)
+            counters = builder.add(splat(builder, builder.trunc(args[8], _I32), LANES), positions)
+            noise = emit_hash32(builder, splat(builder, args[7], LANES), counters)
         if x.dtype == types.float64:
             single = ir.VectorType(_F32, LANES)
             scaled = builder.fptrunc(scaled, single) if noise else emit_narrow_to_odd(builder, scaled)
@@ -157,15 +158,15 @@ def _round(typing_context, x, i, scale, codes, scales, j, key, counter, y, k, fe
         if form.nbits == 4:
             packed = builder.or_(part(builder, lanes, 0), builder.shl(part(builder, lanes, half), same(_I32, half, 4)))
         packed = builder.trunc(packed, ir.VectorType(_I8, packed.type.count))
-        store(builder, packed, _codes_of(context, builder, form, signature.args[3], args[3], args[5]))
+        store(builder, packed, _codes_of(context, builder, form, signature.args[4], args[4], args[6]))
         if y != types.none:
-            kept = _emit_values(builder, lanes, form, x.dtype, step)
+            kept = _emit_values(builder, lanes, form, x.dtype, splat(builder, args[2], LANES))
             if feedback != types.none:
                 kept = builder.fsub(values, kept)
-            store(builder, kept, _chunk_of(context, builder, signature.args[8], args[8], args[9]))
+            store(builder, kept, _chunk_of(context, builder, signature.args[9], args[9], args[10]))
         return context.get_dummy_value()
 
-    arguments = x, types.int64, types.UniTuple(x.dtype, 2), codes, scales, types.int64, key, types.int64, y, types.int64
+    arguments = x, types.int64, x.dtype, x.dtype, codes, scales, types.int64, key, types.int64, y, types.int64
     return types.void(*arguments, feedback), generate
 
 
@@ -243,6 +244,7 @@ def _exponent_overload(largest, scales, codes, key):
 
 
 def _set_scale(scales, b, exponent):
+    """Store the scale of block `b`; whether it marks the block as raw."""
     raise NotImplementedError
 
 
@@ -252,10 +254,12 @@ def _set_scale_overload(scales, b, exponent):
 
         def set_scale(scales, b, exponent):
             scales[b] = exponent
+            return exponent == _RAW
     else:
 
         def set_scale(scales, b, exponent):
             scales[b] = np.float32(np.nan) if exponent == _RAW else from_magnitude(np.int32(exponent << 23))
+            return exponent == _RAW
 
     return set_scale
 
@@ -282,21 +286,6 @@ def _step_overload(scale):
         # 0 is the subnormal number 2**-127.
         return lambda scale: from_magnitude(np.int32(max(np.int64(scale) << 23, 1 << 22)))
     return lambda scale: scale
-
-
-def _scale(exponent, x):
-    """The scale with this biased exponent and 1 over it, in the dtype of `x`."""
-    raise NotImplementedError
-
-
-@overload(_scale, jit_options=INLINED)
-def _scale_overload(exponent, x):
-    if x.dtype == types.float32:
-        return lambda exponent, x: (
-            from_magnitude(np.int32(exponent << 23)),
-            from_magnitude(np.int32((254 - exponent) << 23)),
-        )
-    return lambda exponent, x: (from_magnitude((exponent + 896) << 52), from_magnitude((1150 - exponent) << 52))
 
 
 def _chunks(scales, block):
@@ -331,38 +320,54 @@ def _keep_raw_overload(x, y, start, feedback):
 
 
 @inlined
-def _encode_block(x, i, largest, scales, codes, b, raw, start, block, key, first, y, feedback):
-    """Encode the block of `x` that begins with chunk `i` and has this largest magnitude, as block `b`; whether raw.
-
-    A raw block goes into `raw` from `start` on; `y` and `feedback` are those of `_round`.
-    """
+def _round_block(x, i, scales, codes, b, block, key, first, y, feedback):
+    """Write the codes of the block of `x` that begins with chunk `i` as block `b`, whose scale stands in `scales`."""
     chunks = _chunks(scales, block)
-    exponent = _exponent(largest, scales, codes, key)
-    _set_scale(scales, b, exponent)
-    if exponent == _RAW:
-        values = x[i * LANES : i * LANES + block]
-        copy(values, raw[start : start + block])
-        width = codes.size // scales.size
-        for k in range(b * width, b * width + width):
-            codes[k] = 0
-        _keep_raw(values, y, b * block, feedback)
-        return True
-    scale = _scale(exponent, x)
+    step = x.dtype.type(_step(scales[b]))
+    inverse = x.dtype.type(1) / step
     stream = block_stream(key, first + b)
     for k in range(chunks):
         j = b * chunks + k
-        _round(x, i + k, scale, codes, scales, j, stream, k * LANES, y, j, feedback)
-    return False
+        _round(x, i + k, step, inverse, codes, scales, j, stream, k * LANES, y, j, feedback)
+
+
+@inlined
+def _round_blocks(x, i, scales, codes, start, stop, found, raw, block, key, first, y, feedback):
+    """Write the codes of blocks `start` to `stop`, whose scales stand in `scales`; the first begins with chunk `i`.
+
+    `found` of them are raw and go into `raw`; `y` and `feedback` are those of `_round`.
+    """
+    chunks = _chunks(scales, block)
+    if found == 0:
+        for b in range(start, stop):
+            _round_block(x, i + (b - start) * chunks, scales, codes, b, block, key, first, y, feedback)
+        return
+    width = codes.size // scales.size
+    copied = 0
+    for b in range(start, stop):
+        at = i + (b - start) * chunks
+        if _is_raw(scales[b]):
+            values = x[at * LANES : at * LANES + block]
+            copy(values, raw[copied : copied + block])
+            copied += block
+            codes[b * width : b * width + width] = 0
+            _keep_raw(values, y, b * block, feedback)
+        else:
+            _round_block(x, at, scales, codes, b, block, key, first, y, feedback)
 
 
 @inlined
 def _encode(src, kept, scales, codes, raw, block, key, first):
     chunks = _chunks(scales, block)
     found = 0
-    for b in range(scales.size):
-        i = b * chunks
-        largest = _largest(src, i, chunks)
-        found += _encode_block(src, i, largest, scales, codes, b, raw, found * block, block, key, first, kept, None)
+    for start in range(0, scales.size, _GROUP):
+        stop = min(start + _GROUP, scales.size)
+        here = 0
+        for b in range(start, stop):
+            here += _set_scale(scales, b, _exponent(_largest(src, b * chunks, chunks), scales, codes, key))
+        rest = raw[found * block :]
+        _round_blocks(src, start * chunks, scales, codes, start, stop, here, rest, block, key, first, kept, None)
+        found += here
     return found
 
 
@@ -396,12 +401,17 @@ def encode_feedback(src, residual, scales, codes, raw, block, key, first):
     """Encode ``src + residual`` and leave in `residual` what was rounded off (nothing in raw blocks)."""
     chunks = _chunks(scales, block)
     found = 0
-    for b in range(scales.size):
-        i = b * chunks
-        largest = _accumulate(src, residual, i, chunks)
-        found += _encode_block(
-            residual, i, largest, scales, codes, b, raw, found * block, block, key, first, residual, True
+    for start in range(0, scales.size, _GROUP):
+        stop = min(start + _GROUP, scales.size)
+        here = 0
+        for b in range(start, stop):
+            largest = _accumulate(src, residual, b * chunks, chunks)
+            here += _set_scale(scales, b, _exponent(largest, scales, codes, key))
+        rest = raw[found * block :]
+        _round_blocks(
+            residual, start * chunks, scales, codes, start, stop, here, rest, block, key, first, residual, True
         )
+        found += here
     return found
 
 
@@ -452,8 +462,10 @@ def encode_sum(
         if divisor != 1:
             for k in range(block):
                 total[k] /= divisor
-        largest = _largest(total, 0, chunks)
-        found += _encode_block(total, 0, largest, scales, codes, b, raw, found * block, block, key, first, kept, None)
+        here = _set_scale(scales, b, _exponent(_largest(total, 0, chunks), scales, codes, key))
+        rest = raw[found * block :]
+        _round_blocks(total, 0, scales, codes, b, b + 1, here, rest, block, key, first, kept, None)
+        found += here
     return found
 
 
