@@ -18,6 +18,7 @@ class _ScaledFloats(_BlockQuantiser):
 
     _kernels: ClassVar[str] = "microscaled"
     _granule: ClassVar[int] = 32
+    _group: ClassVar[int] = 16
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class _BlockQuantiser(Codec):
     _code_dtype: ClassVar[np.dtype]
     _codes_per_byte: ClassVar[int]
     _granule: ClassVar[int] = 2
+    #: Blocks that `_encode_sum` sums before it encodes them.
+    _group: ClassVar[int] = 1
 
     block: int = 256
     rounding: str = "nearest"
@@ -72,7 +74,7 @@ class _BlockQuantiser(Codec):
         if any(frame.extra for frame in frames):
             return None
         others = [self._checked_sections(frame) for frame in frames]
-        total = np.empty(self.block, own.dtype)
+        total = np.empty(self._group * self.block, own.dtype)
 
         def encode_sum(src: np.ndarray, dst: np.ndarray, scales: np.ndarray, codes: np.ndarray, *rest: Any) -> int:
             first = rest[-1]
@@ -83,7 +85,7 @@ class _BlockQuantiser(Codec):
                 src,
                 position,
                 src.dtype.type(divisor),
-                total[: min(self.block, src.size)],
+                total[: min(total.size, src.size)],
                 dst,
                 scales,
                 codes,

@@ -350,7 +350,8 @@ def _round_blocks(x, i, scales, codes, start, stop, found, raw, block, key, firs
             values = x[at * LANES : at * LANES + block]
             copy(values, raw[copied : copied + block])
             copied += block
-            codes[b * width : b * width + width] = 0
+            for k in range(b * width, b * width + width):
+                codes[k] = 0
             _keep_raw(values, y, b * block, feedback)
         else:
             _round_block(x, at, scales, codes, b, block, key, first, y, feedback)
@@ -432,7 +433,7 @@ def encode_sum(
     divisor : float
         What the sum is divided by.
     total : ndarray
-        Room for the sum of one block.
+        Room for the sums of one or more blocks.
     kept : ndarray
         Gets what `decode` will give.
 
@@ -442,29 +443,30 @@ def encode_sum(
         Number of raw blocks.
     """
     chunks = _chunks(scales, block)
+    group = total.size // block
     found = 0
-    for b in range(scales.size):
-        i = b * chunks
-        x = own[b * block : b * block + block]
-        if position == 0:
-            copy(x, total)
+    for start in range(0, scales.size, group):
+        stop = min(start + group, scales.size)
+        i = start * chunks
         for rank in range(len(codes_of_others)):
             s, c = scales_of_others[rank], codes_of_others[rank]
-            step = total.dtype.type(_step(s[b]))
-            for k in range(chunks):
-                if rank == 0 and position > 0:
-                    _widen(s, c, i + k, step, total, k)
-                else:
-                    _widen_add(s, c, i + k, step, total, k)
-            if rank + 1 == position:
-                for k in range(block):
-                    total[k] += x[k]
+            for b in range(start, stop):
+                step = total.dtype.type(_step(s[b]))
+                for k in range(b * chunks, b * chunks + chunks):
+                    if rank == 0:
+                        _widen(s, c, k, step, total, k - i)
+                    else:
+                        _widen_add(s, c, k, step, total, k - i)
+            if rank + 1 == max(position, 1):  # the first two may be added in either order
+                _accumulate(own[start * block : stop * block], total, 0, (stop - start) * chunks)
         if divisor != 1:
-            for k in range(block):
+            for k in range((stop - start) * block):
                 total[k] /= divisor
-        here = _set_scale(scales, b, _exponent(_largest(total, 0, chunks), scales, codes, key))
+        here = 0
+        for b in range(start, stop):
+            here += _set_scale(scales, b, _exponent(_largest(total, b * chunks - i, chunks), scales, codes, key))
         rest = raw[found * block :]
-        _round_blocks(total, 0, scales, codes, b, b + 1, here, rest, block, key, first, kept, None)
+        _round_blocks(total, 0, scales, codes, start, stop, here, rest, block, key, first, kept, None)
         found += here
     return found
 
