@@ -18,7 +18,7 @@ class _ScaledFloats(_BlockQuantiser):
 
     _kernels: ClassVar[str] = "microscaled"
     _granule: ClassVar[int] = 32
-    _group: ClassVar[int] = 16
+    _group: ClassVar[int] = 512
 
 
 @dataclass(frozen=True)

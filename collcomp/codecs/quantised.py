@@ -37,8 +37,8 @@ class _BlockQuantiser(Codec):
     _code_dtype: ClassVar[np.dtype]
     _codes_per_byte: ClassVar[int]
     _granule: ClassVar[int] = 2
-    #: Blocks that `_encode_sum` sums before it encodes them.
-    _group: ClassVar[int] = 1
+    #: Elements that `_encode_sum` sums before it encodes them, where blocks are shorter.
+    _group: ClassVar[int] = 0
 
     block: int = 256
     rounding: str = "nearest"
@@ -74,7 +74,7 @@ class _BlockQuantiser(Codec):
         if any(frame.extra for frame in frames):
             return None
         others = [self._checked_sections(frame) for frame in frames]
-        total = np.empty(self._group * self.block, own.dtype)
+        total = np.empty(max(self.block, self._group), own.dtype)
 
         def encode_sum(src: np.ndarray, dst: np.ndarray, scales: np.ndarray, codes: np.ndarray, *rest: Any) -> int:
             first = rest[-1]

@@ -38,8 +38,8 @@ from collcomp.kernels.cpu.vectors import element_pointer, load, same, splat, sto
 __all__ = ["LANES", "count_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum"]
 
 LANES = 32
-#: Blocks that get their scales before the first of them is rounded: short loops of one purpose run faster.
-_GROUP = 16
+#: Elements whose blocks get their scales before the first of them is rounded: short loops of one purpose run faster.
+_GROUP = 512
 #: Scale exponent, biased by 127, of raw blocks.
 _RAW = 255
 
@@ -360,9 +360,10 @@ def _round_blocks(x, i, scales, codes, start, stop, found, raw, block, key, firs
 @inlined
 def _encode(src, kept, scales, codes, raw, block, key, first):
     chunks = _chunks(scales, block)
+    group = max(_GROUP // block, 1)
     found = 0
-    for start in range(0, scales.size, _GROUP):
-        stop = min(start + _GROUP, scales.size)
+    for start in range(0, scales.size, group):
+        stop = min(start + group, scales.size)
         here = 0
         for b in range(start, stop):
             here += _set_scale(scales, b, _exponent(_largest(src, b * chunks, chunks), scales, codes, key))
@@ -401,9 +402,10 @@ def encode_keep(src, kept, scales, codes, raw, block, key, first):
 def encode_feedback(src, residual, scales, codes, raw, block, key, first):
     """Encode ``src + residual`` and leave in `residual` what was rounded off (nothing in raw blocks)."""
     chunks = _chunks(scales, block)
+    group = max(_GROUP // block, 1)
     found = 0
-    for start in range(0, scales.size, _GROUP):
-        stop = min(start + _GROUP, scales.size)
+    for start in range(0, scales.size, group):
+        stop = min(start + group, scales.size)
         here = 0
         for b in range(start, stop):
             largest = _accumulate(src, residual, b * chunks, chunks)
@@ -433,7 +435,7 @@ def encode_sum(
     divisor : float
         What the sum is divided by.
     total : ndarray
-        Room for the sums of one or more blocks.
+        Room for the sums of one block or more.
     kept : ndarray
         Gets what `decode` will give.
 

@@ -171,6 +171,19 @@ def test_scales(cls, rounding, dtype):
     np.testing.assert_array_equal(scales, expected)
 
 
+@pytest.mark.parametrize("cls", [FP8E4M3, FP8E5M2])
+@pytest.mark.parametrize("block", [32, 96, 224, 1024])
+def test_other_blocks(cls, block):
+    codec = cls(block=block)
+    x = normal(10_007)
+    frame = encode(codec, x)
+    scales = scales_of(codec, frame).astype(np.float32)
+    assert (peaks(x, block) <= LARGEST[cls] * scales).all()
+    np.testing.assert_array_equal(
+        decode(codec, frame, np.float32), (x / scales).astype(NARROW[cls]).astype(np.float32) * scales
+    )
+
+
 @each_format
 @each_rounding
 @each_dtype
@@ -204,6 +217,26 @@ def check_raw(codec, x, value):
     nbytes = codec.encode_feedback(x, residual, buffer)
     assert not residual[start:].any()
     np.testing.assert_array_equal(decode(codec, Frame.read(buffer[:nbytes]), x.dtype), decoded)
+
+
+@each_format
+@each_rounding
+@each_dtype
+def test_raw_blocks_among_others(cls, rounding, dtype):
+    """Blocks are encoded in groups: each raw one goes to its own place, the others to theirs."""
+    codec = cls(rounding=rounding)
+    x = normal(20_011, dtype)
+    clean = decode(codec, encode(codec, x), dtype)
+    x[np.random.default_rng(0).choice(x.size, 20, replace=False)] = np.nan
+    raw = np.isnan(peaks(x, codec.block))
+    frame = encode(codec, x)
+    assert 1 < frame.extra == np.unique(np.flatnonzero(raw) // codec.block).size
+    assert same_bits(decode(codec, frame, dtype), np.where(raw, x, clean))
+    check_decode_add(codec, x)
+    check_encode_keep(codec, x)
+    residual = np.zeros_like(x)
+    codec.encode_feedback(x, residual, np.empty(codec.max_encoded_nbytes(x.size, dtype), np.uint8))
+    assert same_bits(residual + 0, np.where(raw, 0, x - clean).astype(dtype) + 0)
 
 
 @each_format
