@@ -10,6 +10,7 @@ from collcomp.codecs.hbound import HBound
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
+from collcomp.codecs.microscaled import FP8E4M3, FP8E5M2, MXFP4, MXFP8
 from collcomp.codecs.mpc import MPC
 from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.packed import Packed
@@ -30,9 +31,13 @@ from collcomp.codecs.threshold import Threshold
 __all__ = [
     "BF16",
     "CODECS",
+    "FP8E4M3",
+    "FP8E5M2",
     "FP16",
     "LHC",
     "MPC",
+    "MXFP4",
+    "MXFP8",
     "QSGD",
     "THC",
     "ZFP",

@@ -49,8 +49,6 @@ class Codec(ABC):
     lossless: ClassVar[bool] = False
     #: There is a `reduction`: encoded values are added without decoding them.
     summable: ClassVar[bool] = False
-    #: x <= y implies decoded(x) <= decoded(y) for any two elements anywhere, so MAX and MIN keep their meaning.
-    monotone: ClassVar[bool] = False
     #: Frames hold a selection of the elements: sums are gathered, not re-encoded.
     sparse: ClassVar[bool] = False
     #: A part of a message is encoded in one piece, never in segments.
@@ -180,6 +178,11 @@ class Codec(ABC):
             One bound for each element, for normal numbers; None where magnitudes alone tell no useful one.
         """
         return np.zeros_like(peak) if self.lossless else None
+
+    @property
+    def monotone(self) -> bool:
+        """Whether x <= y implies decoded(x) <= decoded(y) for any two elements: MAX and MIN keep their meaning."""
+        return False
 
     @property
     def needs_key(self) -> bool:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
-from collcomp.codecs.checks import check_integer
+from collcomp.codecs.checks import check_choice, check_flag, check_integer
+from collcomp.codecs.streams import random_key
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
 
-__all__ = ["BlockCodec"]
+__all__ = ["BlockCodec", "RoundedBlockCodec"]
 
 
 class _Sections(NamedTuple):
@@ -26,12 +27,18 @@ class _Sections(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockCodec(Codec):
-    """The payload: scales (float32), codes, raw blocks; each section starts at a multiple of 64 bytes.
+    """The payload: scales, codes, raw blocks; each section starts at a multiple of 64 bytes.
 
     The last block is as long as what is left, padded to an even number of elements and to whole bytes of codes.
     """
 
     _codes_per_byte: ClassVar[int]
+    #: Module of the kernels, to which the dtypes of scales and codes tell the format.
+    _kernels: ClassVar[str] = "quantised"
+    _scale_dtype: ClassVar[np.dtype] = np.dtype(np.float32)
+    _code_dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    #: Elements that `_encode_sum` sums before it encodes them, where blocks are shorter.
+    _group: ClassVar[int] = 0
 
     block: int = 256
 
@@ -47,10 +54,10 @@ class BlockCodec(Codec):
         return None
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode, (src,), payload, stream)
+        return self._run(cpu.load(self._kernels).encode, (src,), payload, stream)
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_keep, (src, kept), payload, stream)
+        return self._run(cpu.load(self._kernels).encode_keep, (src, kept), payload, stream)
 
     def _encode_sum(
         self,
@@ -65,20 +72,22 @@ class BlockCodec(Codec):
         if not frames or any(frame.extra for frame in frames):
             return None
         others = [self._checked_sections(frame) for frame in frames]
-        total = np.empty(self.block, own.dtype)
+        total = np.empty(max(self.block, self._group), own.dtype)
+        given = 1 if kept is None else 2
 
         def encode_sum(*arguments: Any) -> int:
-            *arrays, scales, codes, raw, block, planes, count, key, first = arguments
+            arrays, (scales, codes, *rest) = arguments[:given], arguments[given:]
+            first = rest[-1]
             start = first * self.block // self._codes_per_byte
-            return cpu.load("quantised").encode_sum(
+            return cpu.load(self._kernels).encode_sum(
                 tuple(sections.scales[first : first + len(scales)] for sections in others),
                 tuple(sections.codes[start : start + codes.size] for sections in others),
                 arrays[0],
                 position,
                 own.dtype.type(divisor),
-                total[:block],
-                arrays[1] if len(arrays) == 2 else None,
-                *(scales, codes, raw, block, planes, count, key, first),
+                total[: min(total.size, arrays[0].size)],
+                arrays[1] if given == 2 else None,
+                *(scales, codes, *rest),
             )
 
         return self._run(encode_sum, (own,) if kept is None else (own, kept), payload, stream)
@@ -86,13 +95,13 @@ class BlockCodec(Codec):
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        return self._run(cpu.load("quantised").encode_feedback, (src, residual), payload, stream)
+        return self._run(cpu.load(self._kernels).encode_feedback, (src, residual), payload, stream)
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode, frame, dst)
+        self._unpack(cpu.load(self._kernels).decode, frame, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        self._unpack(cpu.load("quantised").decode_add, frame, acc)
+        self._unpack(cpu.load(self._kernels).decode_add, frame, acc)
 
     def _run(
         self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
@@ -102,18 +111,19 @@ class BlockCodec(Codec):
         count, size = src.size, src.itemsize
         blocks, rest = divmod(count, self.block)
         scales, codes, raw = self._sections(payload, count, src.dtype)
-        key, planes = self._key(stream), self._planes
+        key = self._key(stream)
         full = count - rest
         whole = full // self._codes_per_byte
         found = raw_count = 0
         if blocks:
             parts = arrays if not rest else (array[:full] for array in arrays)
-            found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, planes, full, key, 0)
+            found = kernel(*parts, scales[:blocks], codes[:whole], raw, self.block, *self._how(full), key, 0)
             raw_count = found * self.block
         if rest:
             last = [self._padded(array, full) for array in arrays]
             padded = last[0].size
-            is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], padded, planes, rest, key, blocks)
+            how = self._how(rest)
+            is_raw = kernel(*last, scales[blocks:], codes[whole:], raw[raw_count:], padded, *how, key, blocks)
             if len(arrays) == 2:
                 arrays[1][full:] = last[1][:rest]
             found += is_raw
@@ -127,16 +137,16 @@ class BlockCodec(Codec):
         return align(stop) + raw_count * size, found
 
     def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
-        count, planes = dst.size, self._planes
+        count, how = dst.size, self._how(0)[:1]
         blocks, rest = divmod(count, self.block)
         scales, codes, raw = self._checked_sections(frame)
         full = count - rest
         whole = full // self._codes_per_byte
         if blocks:
-            kernel(scales[:blocks], codes[:whole], raw, self.block, planes, dst[:full])
+            kernel(scales[:blocks], codes[:whole], raw, self.block, *how, dst[:full])
         if rest:
             last = self._padded(dst, full)
-            kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, planes, last)
+            kernel(scales[blocks:], codes[whole:], raw[raw.size - last.size :], last.size, *how, last)
             dst[full:] = last[:rest]
 
     def _padded(self, array: np.ndarray, start: int) -> np.ndarray:
@@ -153,12 +163,13 @@ class BlockCodec(Codec):
         if frame.payload.size < nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
         scales = self._scales(frame.payload, count)
-        found = cpu.load("quantised").count_raw(scales)
+        kernels = cpu.load(self._kernels)
+        found = kernels.count_raw(scales)
         if found != frame.extra:
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
         if found:
             rest = count % self.block
-            missing = self.block - self._padded_count(rest) if rest and np.isnan(scales.flat[-self._scale_count]) else 0
+            missing = self.block - self._padded_count(rest) if rest and kernels.count_raw(scales[-1:]) else 0
             nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
         if frame.payload.size != nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
@@ -170,12 +181,12 @@ class BlockCodec(Codec):
         raw = align(stop)
         return _Sections(
             self._scales(payload, count),
-            payload[start:stop],
+            payload[start:stop].view(self._code_dtype),
             payload[raw : raw + self._padded_count(count) * dtype.itemsize].view(dtype),
         )
 
     def _scales(self, payload: np.ndarray, count: int) -> np.ndarray:
-        scales = payload[: self._scale_nbytes(count)].view(np.float32)
+        scales = payload[: self._scale_nbytes(count)].view(self._scale_dtype)
         return scales if self._scale_count == 1 else scales.reshape(-1, self._scale_count)
 
     @cached_property
@@ -191,11 +202,15 @@ class BlockCodec(Codec):
     def _multiple(self) -> int:
         return max(2, self._codes_per_byte)
 
+    def _how(self, count: int) -> tuple[Any, ...]:
+        """What encoders are told between `block` and the key, of blocks with `count` elements; decoders the first."""
+        return self._planes, count
+
     def _padded_count(self, count: int) -> int:
         return -(-count // self._multiple) * self._multiple
 
     def _scale_nbytes(self, count: int) -> int:
-        return 4 * self._scale_count * -(-count // self.block)
+        return self._scale_dtype.itemsize * self._scale_count * -(-count // self.block)
 
     def _code_nbytes(self, count: int) -> int:
         return self._padded_count(count) // self._codes_per_byte
@@ -205,3 +220,21 @@ class BlockCodec(Codec):
 
     def _raw_offset(self, count: int) -> int:
         return self._codes_offset(count) + align(self._code_nbytes(count))
+
+
+@dataclass(frozen=True)
+class RoundedBlockCodec(BlockCodec):
+    """Blocks whose elements are rounded to nearest or at random, with feedback or without."""
+
+    rounding: str = "nearest"
+    seed: int = 0
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("rounding", self.rounding, ("nearest", "stochastic"))
+        check_integer("seed", self.seed, 0)
+        check_flag("feedback", self.feedback)
+
+    def _key(self, stream: int) -> int | None:
+        return None if self.rounding == "nearest" else random_key(self.seed, stream)

@@ -22,8 +22,12 @@ class Identity(Codec):
     number: ClassVar[int] = 1
     summary: ClassVar[str] = "the values themselves, for algorithms without compression"
     lossless: ClassVar[bool] = True
-    monotone: ClassVar[bool] = True
     verbatim: ClassVar[bool] = True
+
+    @property
+    def monotone(self) -> bool:
+        """Nothing is rounded."""
+        return True
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """Exactly the values' bytes."""

@@ -8,29 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.blocks import BlockCodec
-from collcomp.codecs.checks import check_choice, check_flag, check_integer
-from collcomp.codecs.streams import random_key
+from collcomp.codecs.blocks import RoundedBlockCodec
+from collcomp.codecs.checks import check_flag
 
 __all__ = ["Int2", "Int4", "Int8"]
 
 
 @dataclass(frozen=True)
-class _Quantiser(BlockCodec):
+class _Quantiser(RoundedBlockCodec):
     """Levels at equal distances: multiples of the scale, or counted from the block's least element."""
 
     later_fields: ClassVar[tuple[str, ...]] = ("asymmetric",)
 
-    rounding: str = "nearest"
-    seed: int = 0
-    feedback: bool = False
     asymmetric: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("rounding", self.rounding, ("nearest", "stochastic"))
-        check_integer("seed", self.seed, 0)
-        check_flag("feedback", self.feedback)
         check_flag("asymmetric", self.asymmetric)
 
     @cached_property
@@ -42,9 +35,6 @@ class _Quantiser(BlockCodec):
         bits = 8 // self._codes_per_byte
         half = 1 / (2**bits - 1) + 2.0**-22 if self.asymmetric else 0.5 / (2 ** (bits - 1) - 1)
         return peak * (half * (1 if self.rounding == "nearest" else 2) * (1 + 2.0**-13))
-
-    def _key(self, stream: int) -> int | None:
-        return None if self.rounding == "nearest" else random_key(self.seed, stream)
 
 
 @dataclass(frozen=True)

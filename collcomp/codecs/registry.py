@@ -10,6 +10,7 @@ from collcomp.codecs.hbound import HBound
 from collcomp.codecs.identity import Identity
 from collcomp.codecs.lhc import LHC
 from collcomp.codecs.loco import LoCo
+from collcomp.codecs.microscaled import FP8E4M3, FP8E5M2, MXFP4, MXFP8
 from collcomp.codecs.mpc import MPC
 from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.codecs.packed import Packed
@@ -58,4 +59,8 @@ CODECS: dict[str, type[Codec]] = {
     "bounded": Bounded,
     "hbound": HBound,
     "rows": Rows,
+    "fp8_e4m3": FP8E4M3,
+    "fp8_e5m2": FP8E5M2,
+    "mxfp8": MXFP8,
+    "mxfp4": MXFP4,
 }

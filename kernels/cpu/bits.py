@@ -12,12 +12,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from collcomp.kernels.cpu.vectors import element_pointer, load, same, splat, store, undefined
+from collcomp.kernels.cpu.vectors import constant, element_pointer, load, same, splat, store, undefined
 
 __all__ = [
     "bfloat16_to_float32",
     "count_ones",
     "count_trailing_zeros",
+    "emit_hash32",
+    "emit_narrow_to_odd",
     "fixed_point",
     "float16_to_float32",
     "float32_to_bfloat16",
@@ -208,6 +210,17 @@ def with_sign(typing_context, size, x):
     return x(x, x), generate
 
 
+def emit_hash32(builder: Any, base: Any, counter: Any) -> Any:
+    """The code of `hash32`, for int32 scalars or vectors."""
+
+    def c(value: int) -> Any:
+        return constant(base.type, value)
+
+    h = builder.add(base, builder.mul(counter, c(0x9E3779B9)))
+    h = builder.mul(builder.xor(h, builder.lshr(h, c(15))), c(0x846CA68B))
+    return builder.xor(h, builder.lshr(h, c(16)))
+
+
 @intrinsic
 def hash32(typing_context, base, counter):
     """A 32-bit hash of the pair (both uint32), good enough for rounding where `base` is itself well mixed.
@@ -216,9 +229,7 @@ def hash32(typing_context, base, counter):
     """
 
     def generate(context, builder, signature, args):
-        h = builder.add(args[0], builder.mul(args[1], _c32(0x9E3779B9)))
-        h = builder.mul(builder.xor(h, builder.lshr(h, _c32(15))), _c32(0x846CA68B))
-        return builder.xor(h, builder.lshr(h, _c32(16)))
+        return emit_hash32(builder, *args)
 
     return types.uint32(types.uint32, types.uint32), generate
 
@@ -350,6 +361,24 @@ def float16_to_float32(typing_context, bits):
     return types.float32(types.uint16), generate
 
 
+def emit_narrow_to_odd(builder: Any, x: Any) -> Any:
+    """The code of `narrow_to_odd`, for float64 scalars or vectors."""
+
+    def like_x(kind: Any) -> Any:
+        return ir.VectorType(kind, x.type.count) if isinstance(x.type, ir.VectorType) else kind
+
+    i32, i64, f32, f64 = map(like_x, (_I32, _I64, _F32, _F64))
+    narrow = builder.fptrunc(x, f32)
+    bits = builder.bitcast(narrow, i32)
+    mask = constant(i64, 0x7FFFFFFFFFFFFFFF)
+    given = builder.and_(builder.bitcast(x, i64), mask)
+    back = builder.and_(builder.bitcast(builder.fpext(narrow, f64), i64), mask)
+    inexact = builder.zext(builder.icmp_unsigned("!=", back, given), i32)
+    away = builder.zext(builder.icmp_unsigned(">", back, given), i32)
+    odd = builder.bitcast(builder.or_(builder.sub(bits, away), inexact), f32)
+    return builder.select(builder.fcmp_unordered("uno", x, x), narrow, odd)
+
+
 @intrinsic
 def narrow_to_odd(typing_context, x):
     """Float64 `x` as float32, inexact results rounded to the neighbour with an odd last bit; float32 as it is.
@@ -362,15 +391,7 @@ def narrow_to_odd(typing_context, x):
         return x(x), lambda context, builder, signature, args: args[0]
 
     def generate(context, builder, signature, args):
-        narrow = builder.fptrunc(args[0], _F32)
-        bits = builder.bitcast(narrow, _I32)
-        mask = ir.Constant(_I64, 0x7FFFFFFFFFFFFFFF)
-        given = builder.and_(builder.bitcast(args[0], _I64), mask)
-        back = builder.and_(builder.bitcast(builder.fpext(narrow, _F64), _I64), mask)
-        inexact = builder.zext(builder.icmp_unsigned("!=", back, given), _I32)
-        away = builder.zext(builder.icmp_unsigned(">", back, given), _I32)
-        odd = builder.bitcast(builder.or_(builder.sub(bits, away), inexact), _F32)
-        return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), narrow, odd)
+        return emit_narrow_to_odd(builder, args[0])
 
     return types.float32(x), generate
 

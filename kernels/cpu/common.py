@@ -4,13 +4,22 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from collcomp.kernels.cpu.bits import magnitude
-from collcomp.kernels.cpu.jit import inlined
+from collcomp.kernels.cpu.jit import INLINED, inlined
 from collcomp.kernels.cpu.vectors import element_pointer, load, same, undefined
 
-__all__ = ["LARGEST", "SMALLEST", "accumulate", "copy", "largest_magnitude", "random32", "sum_of_squares"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "accumulate",
+    "copy",
+    "largest_magnitude",
+    "random32",
+    "random32_or_none",
+    "sum_of_squares",
+]
 
 #: Magnitudes between them have float32 scales that are normal numbers.
 SMALLEST, LARGEST = 2.0**-119, 2.0**127
@@ -50,6 +59,18 @@ def random32(key, index):
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.uint32(z >> np.uint64(32))
+
+
+def random32_or_none(key, index):
+    """`random32`, or None where `key` is None: rounding to nearest."""
+    raise NotImplementedError
+
+
+@overload(random32_or_none, jit_options=INLINED)
+def _random32_or_none_overload(key, index):
+    if key == types.none:
+        return lambda key, index: None
+    return lambda key, index: random32(key, index)
 
 
 _I32, _I64, _F32, _F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()

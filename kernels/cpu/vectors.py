@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-__all__ = ["element_pointer", "load", "same", "splat", "store", "undefined"]
+__all__ = ["constant", "element_pointer", "load", "same", "splat", "store", "undefined"]
 
 _I32 = ir.IntType(32)
 
@@ -24,6 +24,11 @@ def undefined(element: Any, lanes: int) -> Any:
 def same(element: Any, lanes: int, value: Any) -> Any:
     """The constant vector whose lanes are all `value`."""
     return ir.Constant(ir.VectorType(element, lanes), [value] * lanes)
+
+
+def constant(kind: Any, value: Any) -> Any:
+    """`value` as a constant of type `kind`: a scalar, or a vector whose lanes are all `value`."""
+    return same(kind.element, kind.count, value) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
 
 
 def splat(builder: Any, value: Any, lanes: int) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, {parent!r})
 from collcomp.kernels.cpu import casts
 codes = np.empty(1, np.uint16)
-casts.encode(np.ones(1, np.float32), codes)
+casts.encode(np.ones(1, np.float32), codes, None)
 print(codes[0], sum(casts.encode.stats.cache_hits.values()))
 """
 

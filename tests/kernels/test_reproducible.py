@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from collcomp.kernels.cpu import bounded, casts, dithered, loco, quantised
+from collcomp.kernels.cpu import bounded, casts, dithered, loco, microscaled, quantised
 
 BLOCK = 256
 SRC = np.linspace(-1, 1, 4 * BLOCK, dtype=np.float32)
@@ -17,6 +17,7 @@ WORDS, ROOM = np.zeros(4 * 8 * 5, np.uint32), np.zeros(BLOCK, np.int32)
 GRID = np.array([[0.1, 0.1], [10, 10], [100, 100]], np.float32)
 BITS, ROOMY = np.zeros(4, np.uint8), np.zeros(4 * BLOCK, np.uint32)
 BOUNDED = (GRID, BITS, ROOMY, ROOMY.view(np.float32), 0, np.int32(0), ROOM)
+EXPONENTS = np.full(4 * BLOCK // 32, 127, np.uint8)
 CALLS = [
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, None, 0)),
     (quantised.encode, (SRC, SCALES, CODES, SRC.copy(), BLOCK, ONE, SRC.size, 5, 0)),
@@ -29,7 +30,6 @@ CALLS = [
     (loco.encode_feedback, (SRC, CODES.copy(), SCALES, np.float32(0.8), *LOCO)),
     (bounded.encode_feedback, (SRC, SRC.copy(), *BOUNDED, ROOM.copy())),
     (bounded.decode_add, (SRC.copy(), *BOUNDED)),
-    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16))),
     *(
         (
             dithered.encode,
@@ -38,6 +38,11 @@ CALLS = [
         for natural in (None, True)
     ),
     (dithered.decode_add, (SCALES, WORDS, SRC.copy(), ROOM, BLOCK, 15, 5, None, SRC.copy())),
+    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.uint16), None)),
+    (casts.encode_feedback, (SRC, SRC.copy(), np.zeros(4 * BLOCK, np.int16), 5)),
+    (microscaled.encode_feedback, (SRC, SRC.copy(), SCALES, CODES, SRC.copy(), BLOCK, None, 0)),
+    (microscaled.decode_add, (EXPONENTS, CODES, SRC.copy(), 32, SRC.copy())),
+    (microscaled.decode_add, (EXPONENTS, CODES[: 2 * BLOCK].view(np.int8), SRC.copy(), 32, SRC.copy())),
 ]
 
 
