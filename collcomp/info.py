@@ -39,12 +39,13 @@ def describe_codecs() -> str:
     values = np.random.default_rng(0).standard_normal(_RATIO_COUNT, dtype=np.float32)
     lines = [f"{'codec':<12}{'lossless':<10}{'summable':<10}{'max, min':<10}{'ratio':>7}  what it is"]
     for name, cls in CODECS.items():
-        ratio, summary = "", f"not installed: pip install 'collcomp[codecs]' for {cls.library}"
+        ratio, monotone, summary = "", cls.lossless, f"not installed: pip install 'collcomp[codecs]' for {cls.library}"
         if has_library(cls.library):
             codec, summary = cls(), cls.summary
+            monotone = codec.lossless or codec.monotone
             frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
             ratio = f"{values.nbytes / codec.encode(values, frame):.2f}"
-        flags = ("yes" if flag else "-" for flag in (cls.lossless, cls.summable, cls.monotone or cls.lossless))
+        flags = ("yes" if flag else "-" for flag in (cls.lossless, cls.summable, monotone))
         lines.append(f"{name:<12}" + "".join(f"{flag:<10}" for flag in flags) + f"{ratio:>7}  {summary}")
     return "\n".join(lines)
 

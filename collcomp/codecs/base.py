@@ -295,13 +295,8 @@ class Codec(ABC):
             Bytes written.
         """
         values = self._prepared(src, envelope)
-        outcome = self._encode_feedback(
-            values,
-            residual,
-            dst[HEADER_NBYTES:],
-            stream,
-            {} if state is None else state,  # type: ignore[arg-type]
-        )
+        kept: Any = residual  # None only where the codec expects it
+        outcome = self._encode_feedback(values, kept, dst[HEADER_NBYTES:], stream, {} if state is None else state)
         return self._finish(dst, src, envelope, outcome)
 
     def decode(self, frame: Frame, dst: np.ndarray) -> None:

@@ -77,7 +77,7 @@ class HBound(GridCodec):
         own: np.ndarray,
         position: int,
         divisor: int,
-        kept: np.ndarray,
+        kept: np.ndarray | None,
         payload: np.ndarray,
         stream: int,
     ) -> tuple[int, int] | None:
@@ -99,9 +99,9 @@ class HBound(GridCodec):
             kernels.add_integers(total, section.codes, section.words, room)
         section = self._sections(payload, own.size, own.dtype)
         section.bound[0] = self.abs / divisor
-        whole = np.empty(total.size, own.dtype) if own.size % self.block else kept
+        whole = np.empty(total.size, own.dtype) if kept is None or own.size % self.block else kept
         nbytes = 4 * kernels.encode_integers(total, whole, divided[0, 0], section.codes, section.words, room)
-        if whole is not kept:
+        if kept is not None and whole is not kept:
             kept[...] = whole[: own.size]
         return self._close(payload, own.size) + nbytes, 0
 

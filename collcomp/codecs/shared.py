@@ -17,7 +17,7 @@ from collcomp.kernels import cpu
 
 __all__ = ["SharedInt"]
 
-_WIDTHS = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32)}
+_WIDTHS: dict[int, np.dtype] = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32)}
 _SMALLEST = 2.0**-95
 _LARGEST = 2.0**127
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level; wide enough
