@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-$(MPI)
 
 test: $(VENV)/.installed-$(MPI)
 	@echo "== collcomp tests, MPI ranks included"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/.installed-dev
 	@echo "== pre-commit hooks on all files, then the contracts"

@@ -273,7 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _installed(specs: Sequence[str]) -> list[str]:
-    return [spec for spec in specs if has_library(CODECS[spec.partition(":")[0]].library)]
+    return [spec for spec in specs if has_library(CODECS[_name(spec)].library)]
+
+
+def _name(spec: str) -> str:
+    return re.split("[:+]", spec)[0].strip()
 
 
 def _split_specs(arguments: Sequence[str]) -> list[str]:
@@ -281,7 +285,7 @@ def _split_specs(arguments: Sequence[str]) -> list[str]:
     specs: list[str] = []
     for argument in arguments:
         for number, part in enumerate(argument.split(",")):
-            if number and re.split("[:+]", part)[0].strip() not in CODECS:
+            if number and _name(part) not in CODECS:
                 specs[-1] += "," + part
             else:
                 specs.append(part)

@@ -16,7 +16,7 @@ from ..arguments import NO_CODEC
 from ..ranks import MeasurementError, World
 from .collective import Collective
 from .message import ITEMSIZE, values
-from .validate import Verdict, differing, judge
+from .validate import Verdict, can_check, differing, judge
 
 __all__ = ["Row", "Settings", "check_settings", "measure"]
 
@@ -151,6 +151,8 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
                 f"--codec: {codec.spec!r} remembers what it sent before, which repeating one message cannot check; "
                 "give --no-validate for its speed, or see 'collcomp bench train'"
             )
+        if codec is not None and settings.validate and not can_check(codec):
+            raise ValueError(f"--codec: no error bound is known for {codec.spec!r}; give --no-validate")
     for nbytes in settings.sizes:
         if cls.divided and nbytes % (ITEMSIZE * ranks):
             raise ValueError(f"--sizes: {nbytes} bytes are no whole number of float32 for each of {ranks} ranks")

@@ -72,6 +72,10 @@ class ZFP(Codec):
         check_flag("feedback", self.feedback)
         check_library(self.codec_id, "zfpy")
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """By the bits that are left for each value."""
+        return np.maximum(peak * 2.0 ** (9 - self.rate), 2.0**-93)
+
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The compressed stream, or the values as they are."""
         return max(self._stream_nbytes(count), count * dtype.itemsize)

@@ -353,11 +353,7 @@ class Codec(ABC):
     @cached_property
     def digest(self) -> int:
         """CRC-32 of the configuration, which frames carry."""
-        config = self.get_config()
-        for name in self.later_fields:
-            if config[name] == getattr(type(self), name):
-                del config[name]
-        return zlib.crc32(json.dumps(config, sort_keys=True).encode())
+        return zlib.crc32(json.dumps(self._first_config(), sort_keys=True).encode())
 
     def get_config(self) -> dict[str, Any]:
         """The configuration as a JSON-able dict; `collcomp.codecs.from_config` gives the codec back."""
@@ -366,6 +362,15 @@ class Codec(ABC):
         return {"codec": self.codec_id, **values, **inner}
 
     # ------------------------------------------------------------------ helpers
+
+    def _first_config(self) -> dict[str, Any]:
+        """`get_config` without the defaults of `later_fields`."""
+        config: dict[str, Any] = {"codec": self.codec_id}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name not in self.later_fields or value != field.default:
+                config[field.name] = value._first_config() if isinstance(value, Codec) else value
+        return config
 
     def _finish(self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, outcome: tuple[int, int]) -> int:
         nbytes, extra = outcome

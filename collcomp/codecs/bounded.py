@@ -79,6 +79,10 @@ class GridCodec(Codec):
     def _bound(self, src: np.ndarray) -> float:
         """The largest error that elements of `src` may have."""
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray | None:
+        """What the caller said; of a bound relative to a range, magnitudes alone do not tell."""
+        return None if self.abs is None else np.full_like(peak, self.abs)
+
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The bound, the codes, and every block raw."""
         return self._blocks_offset(count) + self._blocks(count) * _BLOCK * dtype.itemsize

@@ -76,6 +76,10 @@ class Rows(Codec):
         check_flag("feedback", self.feedback)
         object.__setattr__(self, "block", self.dim)
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """What the caller said."""
+        return np.full_like(peak, self.abs)
+
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """All references, and all rows as they are."""
         return self._start(count) + self._inner.max_payload_nbytes(count, dtype)

@@ -79,7 +79,9 @@ def test_codecs(text, codecs):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["allreduce", "--codec", "int8,zfp"], ["--codec", "zfp"]),
+        (["allreduce", "--codec", "int8,gzip"], ["--codec", "gzip"]),
+        (["allreduce", "--codec", "int8,powersgd"], ["--codec", "powersgd", "--no-validate"]),
+        (["allreduce", "--codec", "thc"], ["--codec", "thc", "--no-validate"]),
         (["allreduce", "--codec", "int8:size=3"], ["--codec", "size"]),
         (["allreduce", "--codec", "int4:feedback"], ["--codec", "int4:feedback"]),
         (["allreduce", "--sizes", "9x"], ["--sizes", "9x"]),

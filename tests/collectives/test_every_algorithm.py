@@ -35,20 +35,23 @@ def program(comm, spec, algorithm, dtype, op):
 def bound(codec, xs, algorithm, op):
     """What the codec's own bound says of the sum, each operand and partial sum being as large as it may; or None."""
     size, largest = len(xs), max(map(peak, xs))
-    magnitude = np.array([size * largest])
-    operand = codec.error_bound(np.array([largest]), size if algorithm == "summed" else 1)
-    if operand is None:
+    scale = size if op == "avg" else 1
+
+    def loss(magnitude, ranks=1):
+        return float(codec.error_bound(np.array([magnitude]), ranks)[0])
+
+    if codec.error_bound(np.ones(1)) is None:
         return None
-    error = size * float(operand[0])
+    error = size * loss(largest, size if algorithm == "summed" else 1)
     if algorithm == "ring":  # each hop rounds a partial sum
         for _ in range(size):
-            error += float(codec.error_bound(magnitude + error)[0])
-    elif algorithm == "direct":
-        error += float(codec.error_bound(magnitude + error)[0])
-    error += 4 * size * UNIT[F32] * (float(magnitude[0]) + error)
-    error = error / size if op == "avg" else error
+            error += loss(size * largest + error)
+    error /= scale
+    if algorithm in ("direct", "ring"):
+        error += loss(size * largest / scale + error)
+    error += 4 * size * UNIT[F32] * (size * largest + error)
     rounding = UNIT[xs[0].dtype]
-    return error + rounding * (magnitude[0] + error) if rounding > UNIT[F32] else error
+    return error + rounding * (size * largest + error) if rounding > UNIT[F32] else error
 
 
 @pytest.mark.parametrize(("spec", "algorithm"), CASES)
