@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.base import Codec
 from collcomp.codecs.checks import check_flag, check_integer, check_number
-from collcomp.errors import FrameError
+from collcomp.codecs.nonzeros import Nonzeros
 from collcomp.frame import Frame
 from collcomp.kernels import cpu
 
@@ -42,13 +42,18 @@ _FORMATS = {
 }
 
 
+#: Frames hold the non-zeros of a single operand, without a sketch.
+_FRAMES = Nonzeros()
+
+
 @dataclass(frozen=True)
 class LHC(Codec):
-    """Non-zero elements only: an index of one bit an element, and their values.
+    """Non-zero elements only, whose sums are read from a sketch that adds without decoding.
 
-    A frame holds the very values. A sum takes two rounds, for vectors that are mostly zero on all ranks together: the
-    index of all non-zeros, by "or"; and a sketch, by "sum", whose counters hold sums of the values of several elements
-    each and are fewer than the elements. Knowing the index, each rank reads all elements' sums from it.
+    A frame holds the very values, as one of `nonzeros` does. A sum takes two rounds, for vectors that are mostly zero
+    on all ranks together: the index of all non-zeros, by "or"; and a sketch, by "sum", whose counters hold sums of the
+    values of several elements each and are fewer than the elements. Knowing the index, each rank reads all elements'
+    sums from it.
 
     Sketches add integers, so that the sum is exact: every operand is rounded to a multiple of a power of two s, with
     30 bits (62 for float64) for n times the largest magnitude m: ``s <= n * m * 2**-28`` (``2**-60``). The error of a
@@ -98,7 +103,7 @@ class LHC(Codec):
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The elements as they are; an index with values is smaller."""
-        return count * dtype.itemsize
+        return _FRAMES.max_payload_nbytes(count, dtype)
 
     def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
         """None in frames; half a step of the fixed-point numbers that sums are made of."""
@@ -140,17 +145,7 @@ class LHC(Codec):
         kernels.scatter(positions, totals, step, dst)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        start = 8 * _words(src.size)
-        if start < src.nbytes:
-            words = payload[:start].view(np.uint64)
-            kernels = cpu.load("lhc")
-            kernels.find_nonzeros(src, None, words)
-            stop = start + kernels.count_nonzeros(words) * src.itemsize
-            if stop < src.nbytes:
-                kernels.gather(words, src, payload[start:stop].view(src.dtype))
-                return stop, 1
-        payload[: src.nbytes].view(src.dtype)[...] = src
-        return src.nbytes, 0
+        return _FRAMES._encode(src, payload, stream)
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
@@ -161,27 +156,19 @@ class LHC(Codec):
         return outcome
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        words, values = self._checked_sections(frame)
-        if words is None:
-            dst[...] = values
-        else:
-            cpu.load("lhc").unpack(words, values, dst)
+        _FRAMES._decode(replace(frame, dtype=dst.dtype), dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        words, values = self._checked_sections(frame)
-        if words is None:
-            acc += values
-        else:
-            cpu.load("lhc").unpack_add(words, values, acc)
+        _FRAMES._decode_add(replace(frame, dtype=acc.dtype), acc)
 
     def _positions(self, words: np.ndarray, count: int) -> np.ndarray | None:
         """The positions of non-zeros; None where they are so many that the plain vector is smaller, or too long."""
-        kernels = cpu.load("lhc")
-        nonzeros = kernels.count_nonzeros(words)
+        kernels = cpu.load("indices")
+        nonzeros = kernels.ones(words)
         if count > _MOST or nonzeros * max(self.load, 1) >= count:
             return None
         positions = np.empty(nonzeros, np.uint32)
-        kernels.list_positions(words, positions)
+        kernels.from_bitmap(words, positions)
         return positions
 
     def _rows(self, positions: np.ndarray) -> int:
@@ -212,26 +199,6 @@ class LHC(Codec):
             yield leftovers, "sum"
             totals[left] = leftovers
         return totals
-
-    def _checked_sections(self, frame: Frame) -> tuple[np.ndarray | None, np.ndarray]:
-        """Index and values; no index (`extra` 0) where all elements stand one after another."""
-        dtype, nbytes = working_dtype(frame.dtype), frame.payload.size
-        if frame.extra not in (0, 1):
-            raise FrameError(f"frame: {frame.extra} indices, expected 0 or 1")
-        if not frame.extra:
-            if nbytes != frame.count * dtype.itemsize:
-                raise FrameError(f"frame: {nbytes} payload bytes, expected {frame.count * dtype.itemsize}")
-            return None, frame.payload.view(dtype)
-        start = 8 * _words(frame.count)
-        if nbytes < start:
-            raise FrameError(f"frame: {nbytes} payload bytes, the index alone has {start}")
-        words = frame.payload[:start].view(np.uint64)
-        if frame.count % _WORD and int(words[-1]) >> frame.count % _WORD:
-            raise FrameError(f"frame: the index has bits beyond its {frame.count} elements")
-        expected = start + cpu.load("lhc").count_nonzeros(words) * dtype.itemsize
-        if nbytes != expected:
-            raise FrameError(f"frame: {nbytes} payload bytes, expected {expected}")
-        return words, frame.payload[start:].view(dtype)
 
 
 def _union(

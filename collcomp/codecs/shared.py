@@ -99,7 +99,7 @@ class SharedInt(Codec):
     ) -> tuple[int, int]:
         if not src.size:
             return 0, 0
-        peak = cpu.load("shared_scale").accumulate(src, residual)
+        peak = cpu.load("shared_scale").add_largest(src, residual)
         if not _has_scale(peak):
             outcome = self._encode_raw(residual, payload)
             residual[:] = 0
@@ -161,7 +161,7 @@ class SharedInt(Codec):
             return
         kernels = cpu.load("shared_scale")
         values = src if residual is None else residual
-        peak = np.array([kernels.largest(src) if residual is None else kernels.accumulate(src, residual)], np.float64)
+        peak = np.array([kernels.largest(src) if residual is None else kernels.add_largest(src, residual)], np.float64)
         yield peak, "max"
         if not _has_scale(peak[0]):
             total = values.copy()

@@ -17,23 +17,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from collcomp.kernels.cpu.bits import count_ones, count_trailing_zeros, magnitude, magnitudes_above
+from collcomp.kernels.cpu.bits import magnitude, magnitudes_above
 from collcomp.kernels.cpu.jit import inlined, kernel
 from collcomp.kernels.cpu.vectors import element_pointer
 
 __all__ = [
-    "count_nonzeros",
     "find_nonzeros",
-    "gather",
-    "list_positions",
     "murmur3",
     "peel",
     "place",
     "quantise",
     "scatter",
     "sketch",
-    "unpack",
-    "unpack_add",
 ]
 
 _LANES = 64
@@ -85,65 +80,6 @@ def find_nonzeros(x, addend, words):
                 bits |= np.uint64(magnitude(tile[i]) > 0) << np.uint64(i - whole)
             words[(begin + whole) // _LANES] = bits
     return largest
-
-
-@kernel
-def count_nonzeros(words):
-    """Number of set bits."""
-    found = 0
-    for w in range(words.size):
-        found += count_ones(words[w])
-    return found
-
-
-@kernel
-def list_positions(words, positions):
-    """The positions of all set bits, ascending."""
-    found = 0
-    for w in range(words.size):
-        bits = words[w]
-        while bits != 0:
-            positions[found] = w * _LANES + count_trailing_zeros(bits)
-            found += 1
-            bits &= bits - np.uint64(1)
-
-
-@kernel
-def gather(words, x, values):
-    """The elements of `x` whose bit is set, one after another."""
-    found = 0
-    for w in range(words.size):
-        bits = words[w]
-        while bits != 0:
-            values[found] = x[w * _LANES + count_trailing_zeros(bits)]
-            found += 1
-            bits &= bits - np.uint64(1)
-
-
-@kernel
-def unpack(words, values, dst):
-    """Undo `gather`: the elements whose bit is not set become zero."""
-    found = 0
-    for w in range(words.size):
-        y = dst[w * _LANES : min(w * _LANES + _LANES, dst.size)]
-        y[:] = 0
-        bits = words[w]
-        while bits != 0:
-            y[count_trailing_zeros(bits)] = values[found]
-            found += 1
-            bits &= bits - np.uint64(1)
-
-
-@kernel
-def unpack_add(words, values, acc):
-    """Undo `gather` and add to `acc`."""
-    found = 0
-    for w in range(words.size):
-        bits = words[w]
-        while bits != 0:
-            acc[w * _LANES + count_trailing_zeros(bits)] += values[found]
-            found += 1
-            bits &= bits - np.uint64(1)
 
 
 @kernel

@@ -5,30 +5,23 @@ Shapes: `src`, `dst`, `residual` (count,) float32 or float64; `codes` (count,) i
 
 import numpy as np
 
-from collcomp.kernels.cpu.bits import from_magnitude, magnitude
+from collcomp.kernels.cpu.bits import from_magnitude
+from collcomp.kernels.cpu.common import accumulate, largest_magnitude
 from collcomp.kernels.cpu.jit import kernel
 
-__all__ = ["accumulate", "decode", "decode_add", "encode", "encode_feedback", "largest"]
+__all__ = ["add_largest", "decode", "decode_add", "encode", "encode_feedback", "largest"]
 
 
 @kernel
 def largest(x):
     """The largest magnitude of `x`, which is not empty; NaN where there is one."""
-    bits = magnitude(x[0])
-    for i in range(x.size):
-        bits = max(bits, magnitude(x[i]))
-    return from_magnitude(bits)
+    return from_magnitude(largest_magnitude(x))
 
 
 @kernel
-def accumulate(src, residual):
+def add_largest(src, residual):
     """``residual += src``, and the largest magnitude of the sums."""
-    bits = magnitude(src[0] + residual[0])
-    for i in range(src.size):
-        total = src[i] + residual[i]
-        residual[i] = total
-        bits = max(bits, magnitude(total))
-    return from_magnitude(bits)
+    return from_magnitude(accumulate(src, residual))
 
 
 @kernel
