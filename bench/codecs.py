@@ -189,13 +189,15 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     largest = max(row["nbytes"] for row in rows)
     rows = [row for row in rows if row["nbytes"] == largest]
-    figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 6.5), layout="constrained")
+    ratios = [row["ratio"] for row in rows]
     for name, marker in (("encode", "o"), ("decode", "v")):
-        ratios, rates = [row["ratio"] for row in rows], [row[f"{name}_gbps"] for row in rows]
-        axes.scatter(ratios, rates, marker=marker, label=name)
-        if name == "encode":
-            for row, rate in zip(rows, rates, strict=True):
-                axes.annotate(row["codec"], (row["ratio"], rate), (4, 3), textcoords="offset points", fontsize=7)
+        rates = [row[f"{name}_gbps"] for row in rows]
+        axes.scatter(ratios, rates, marker=marker, alpha=0.7, label=name)
+        for number, place in enumerate(zip(ratios, rates, strict=True), start=1):
+            axes.annotate(str(number), place, (4, 3), textcoords="offset points", fontsize=7)
+    names = "\n".join(f"{number} {row['codec']}" for number, row in enumerate(rows, start=1))
+    axes.text(1.01, 1, names, transform=axes.transAxes, va="top", fontsize=7)
     axes.axhline(rows[0]["memcpy_gbps"], color="black", linewidth=0.8, label="memcpy")
     axes.set_xscale("log")
     axes.set_yscale("log")
