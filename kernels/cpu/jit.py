@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["INLINED", "inlined", "kernel", "source_stamp"]
 
@@ -30,23 +31,31 @@ def source_stamp(folder: Path) -> str:
 
 
 _STAMP = source_stamp(Path(__file__).parent)
+_FOLDER = "collcomp-"
 
 
 class _Cache(FunctionCache):
     """numba's cache on disk, safe for kernels in several files and for several processes.
 
-    numba drops a cached kernel when its own file changes, but not when a helper in another file does: all kernels
-    therefore carry the digest of all sources. And numba saves an index and then the code that it points to without a
-    lock: of two processes that compile different types of one kernel at once, one could be given the other's code.
+    numba drops a cached kernel when its own file changes, but not when a helper in another file does; and it numbers
+    the files of compiled code anew then, so that a process may take an old file for the one that another process is
+    about to write. All kernels are therefore cached in a folder that is named by the digest of all sources. And numba
+    saves an index and then the code that it points to without a lock: of two processes that compile different types of
+    one kernel at once, one could be given the other's code.
     """
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = _STAMP
+        self._cache_path = str(Path(self._cache_path, _FOLDER + _STAMP[:16]))
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _STAMP)
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        Path(self._cache_path).mkdir(parents=True, exist_ok=True)
-        with open(Path(self._cache_path, "collcomp.lock"), "w") as lock, contextlib.suppress(OSError):
+        path = Path(self._cache_path)
+        if not path.exists():
+            for old in path.parent.glob(_FOLDER + "*"):
+                shutil.rmtree(old, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / "lock", "w") as lock, contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)  # some network file systems have no locks: then nothing is saved
             super().save_overload(signature, data)
 

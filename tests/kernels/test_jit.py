@@ -38,6 +38,10 @@ def copy_of_sources(folder):
     return kernels / "cpu"
 
 
+def cache_folders(sources):
+    return [path.name for path in (sources / "__pycache__").iterdir() if path.is_dir()]
+
+
 def test_an_edited_helper_is_noticed(tmp_path):
     sources = copy_of_sources(tmp_path)
     assert encode_one(sources) == (0x3C00, 0)
@@ -47,7 +51,11 @@ def test_an_edited_helper_is_noticed(tmp_path):
     changed = source.replace("_c32(0x7C00), h)", "_c32(0x7C01), h)").replace("_c32(0x477FF000)", "_c32(0)")
     assert changed != source
     helper.write_text(changed)
+    (before,) = cache_folders(sources)
     assert encode_one(sources) == (0x7C01, 0)
+    # Compiled code of other sources is gone: no process can take it for that of these.
+    (after,) = cache_folders(sources)
+    assert after != before
 
 
 def test_works_where_nothing_can_be_written(tmp_path):
