@@ -32,8 +32,8 @@ class Communicator:
     """Compressed collectives over a transport.
 
     Every collective takes, beside MPI's arguments, ``codec=`` (a spec such as ``"int4:block=128"`` or a `Codec`),
-    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``) and ``key=`` (the tensor's name, for codecs
-    with error feedback). Its nonblocking form has an ``i`` in front and returns a `Request`.
+    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"``) and ``key=`` (the tensor's
+    name, for codecs that remember). Its nonblocking form has an ``i`` in front and returns a `Request`.
 
     Parameters
     ----------

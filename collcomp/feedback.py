@@ -52,7 +52,7 @@ class Residuals:
         Raises
         ------
         ValueError
-            When `key` was used with another count, dtype, or kind of codec before.
+            When `key` was used with another count or dtype before, or without feedback and now with it.
         """
         kept = codec.residual_dtype(dtype)
         memory = self._by_key.get(key)

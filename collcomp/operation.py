@@ -8,7 +8,7 @@ from typing import Any
 
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.collectives import ALGORITHMS, NATIVE, Plan
+from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, Plan
 from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
 from collcomp.policies import Call, Policy, plan_for, unsuited
@@ -304,10 +304,9 @@ def _check_algorithm(plan: Plan, collective: str) -> None:
     known = [NATIVE, *(name for name, functions in ALGORITHMS.items() if collective in functions)]
     if plan.algorithm not in known:
         raise ValueError(f"algorithm: {plan.algorithm!r} cannot do {collective}; known: {', '.join(known)}")
-    if plan.algorithm == "merged" and not plan.codec.sparse:
-        raise ValueError(f"algorithm: 'merged' adds sparse frames, which {plan.codec.spec!r} does not have")
-    if plan.algorithm == "summed" and not plan.codec.summable:
-        raise ValueError(f"algorithm: 'summed' needs a codec that adds without decoding, {plan.codec.spec!r} does not")
+    required = REQUIRED.get(plan.algorithm)
+    if required is not None and not getattr(plan.codec, required):
+        raise ValueError(f"algorithm: {plan.algorithm!r} needs a codec that is {required}, {plan.codec.spec!r} is not")
 
 
 def _check_pair(send: Buffer, recv: Buffer) -> None:

@@ -171,7 +171,7 @@ def simulated_allreduce(spec, xs, op, algorithm):
     if algorithm == "gathered":
         return _combine([hop(x.astype(working)) for x in xs], op, size).astype(dtype)
     result = np.empty_like(xs[0])
-    for owner, part in enumerate(chunks(xs[0].size, size)):
+    for owner, part in enumerate(chunks(xs[0].size, size, as_codec(spec).block)):
         mine = [x[part].astype(working) for x in xs]
         if algorithm == "direct":
             acc = _combine([x if rank == owner else hop(x) for rank, x in enumerate(mine)], op, size)

@@ -38,7 +38,7 @@ class Bcast(Collective):
 
     def checks(self, codec: Codec, algorithm: str) -> Iterator[Check]:
         # Each other rank gets one part from the root, encoded by itself, and forwards it.
-        for part in chunks(self.count, self.size - 1):
+        for part in chunks(self.count, self.size - 1, codec.block):
             yield from check_moved(self.recv[part], codec, 0, part)
 
     def same_everywhere(self) -> np.ndarray:

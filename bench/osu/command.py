@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec", default="none,int8,int4", help="codecs between commas; none is native MPI (default: %(default)s)"
     )
-    parser.add_argument("--algorithm", help="direct, ring, gathered or merged (default: each codec's own)")
+    parser.add_argument("--algorithm", help="direct, ring, gathered, merged or summed (default: each codec's own)")
     parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
     parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 2 above 64 KiB)")
     parser.add_argument(

@@ -178,7 +178,7 @@ def sparse_sum(codec: Codec, algorithm: str, size: int, count: int, reencoded: I
     if algorithm in ("gathered", "merged"):
         return _in_order([roundtrip(codec, x) for x in operands])
     result = np.empty(count, np.float32)
-    for owner, part in enumerate(chunks(count, size)):
+    for owner, part in enumerate(chunks(count, size, codec.block)):
         if algorithm == "ring":
             partial = roundtrip(codec, operands[(owner + 1) % size][part])
             for step in range(2, size + 1):

@@ -21,7 +21,7 @@ from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.registry import CODECS
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.rows import Rows
-from collcomp.codecs.shared import SharedInt
+from collcomp.codecs.shared_scale import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.spec import as_codec, from_config

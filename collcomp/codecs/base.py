@@ -97,7 +97,8 @@ class Codec(ABC):
     ) -> tuple[int, int]:
         """Encode ``src + residual`` and update `residual` (None for a `stateful` codec without feedback).
 
-        `state` is for what else a `stateful` codec remembers of this part of the tensor: empty at first.
+        `state` is for what else a `stateful` codec remembers of this part of the tensor: empty at first. The scales of
+        a residual of integers stand in ``state["scales"]``, so that the engine can scale the residual.
         """
         residual += src
         nbytes, extra = self._encode(residual, payload, stream)
@@ -152,6 +153,11 @@ class Codec(ABC):
             Numbers of random streams: one that all ranks draw alike, and this rank's own.
         residual, state
             As in `_encode_feedback`; `residual` is None without feedback.
+
+        Raises
+        ------
+        FrameError
+            What was reduced is not what ranks of the same codec can have sent.
         """
         raise NotImplementedError
 
@@ -178,6 +184,10 @@ class Codec(ABC):
             One bound for each element, for normal numbers; None where magnitudes alone tell no useful one.
         """
         return np.zeros_like(peak) if self.lossless else None
+
+    def most_ranks(self) -> int | None:
+        """How many ranks a `reduction` has room for; None for any number."""
+        return None
 
     @property
     def monotone(self) -> bool:
@@ -368,6 +378,8 @@ class Codec(ABC):
         config: dict[str, Any] = {"codec": self.codec_id}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
+            if "float" in str(field.type) and value is not None:
+                value = float(value)  # 1 and 1.0 are the same
             if field.name not in self.later_fields or value != field.default:
                 config[field.name] = value._first_config() if isinstance(value, Codec) else value
         return config

@@ -14,7 +14,6 @@ The header's `extra` is the number of blocks that travel as they are. No element
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
-from collcomp.codecs.checks import check_flag
+from collcomp.codecs.checks import as_number, check_flag
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
@@ -38,9 +37,7 @@ _DEFAULT_REL = 1e-3
 
 def check_bound(name: str, value: Any) -> float:
     """`value` as a float; `TypeError` unless it is a number, `ValueError` unless it is positive and finite."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    bound = float(value)
+    bound = as_number(name, value)
     if not 0 < bound < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
     return bound
@@ -78,10 +75,6 @@ class GridCodec(Codec):
     @abstractmethod
     def _bound(self, src: np.ndarray) -> float:
         """The largest error that elements of `src` may have."""
-
-    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray | None:
-        """What the caller said; of a bound relative to a range, magnitudes alone do not tell."""
-        return None if self.abs is None else np.full_like(peak, self.abs)
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The bound, the codes, and every block raw."""
@@ -273,6 +266,10 @@ class Bounded(GridCodec):
             # The default is written out, so that Bounded() and Bounded(rel=1e-3) are equal.
             rel = _DEFAULT_REL if self.rel is None else self.rel
             object.__setattr__(self, "rel", check_bound("rel", rel))
+
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray | None:
+        """What the caller said; of a bound relative to a range, magnitudes alone do not tell."""
+        return None if self.abs is None else np.full_like(peak, self.abs)
 
     def _bound(self, src: np.ndarray) -> float:
         if self.rel is None:

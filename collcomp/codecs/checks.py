@@ -6,7 +6,7 @@ import math
 import numbers
 from typing import Any
 
-__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "check_ratio"]
+__all__ = ["as_number", "check_choice", "check_flag", "check_integer", "check_number", "check_ratio"]
 
 
 def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
@@ -18,11 +18,16 @@ def check_integer(name: str, value: Any, low: int, multiple: int = 1) -> None:
         raise ValueError(f"{name}: expected an integer >= {low}{rule}, got {value!r}")
 
 
-def check_number(name: str, value: Any, low: float) -> None:
-    """`TypeError` unless `value` is a number, `ValueError` unless it is finite and >= `low`."""
+def as_number(name: str, value: Any) -> float:
+    """`value` as a float; `TypeError` unless it is a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low <= float(value) < math.inf:
+    return float(value)
+
+
+def check_number(name: str, value: Any, low: float) -> None:
+    """`TypeError` unless `value` is a number, `ValueError` unless it is finite and >= `low`."""
+    if not low <= as_number(name, value) < math.inf:
         raise ValueError(f"{name}: expected a finite number >= {low}, got {value!r}")
 
 
@@ -40,7 +45,5 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_ratio(name: str, value: Any) -> None:
     """`TypeError` unless `value` is a number, `ValueError` unless it is above 0 and at most 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not 0 < float(value) <= 1:
+    if not 0 < as_number(name, value) <= 1:
         raise ValueError(f"{name}: expected a number above 0 and at most 1, got {value!r}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.checks import check_choice, check_flag, check_integer
-from collcomp.codecs.packed_blocks import PACKED, PackedBlocks, Sections
+from collcomp.codecs.bit_blocks import PACKED, BitBlocks, Sections
+from collcomp.codecs.checks import check_choice, check_flag, check_integer, check_number
 from collcomp.codecs.streams import random_key
 from collcomp.frame import Frame
 from collcomp.kernels import cpu
@@ -19,7 +18,7 @@ from collcomp.kernels import cpu
 __all__ = ["QSGD", "TernGrad"]
 
 
-class _Dithered(PackedBlocks):
+class _Dithered(BitBlocks):
     """What the kernels have to know: `levels`, `norm`, `spacing`, `clip`, `block` and `seed`."""
 
     levels: int
@@ -173,10 +172,6 @@ class TernGrad(_Dithered):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.clip, bool) or not isinstance(self.clip, numbers.Real):
-            raise TypeError(f"clip: expected a number, got {self.clip!r}")
-        if not 0 <= self.clip < math.inf:
-            raise ValueError(f"clip: expected a finite number >= 0, got {self.clip!r}")
-        object.__setattr__(self, "clip", float(self.clip))  # so that equal codecs have equal digests
+        check_number("clip", self.clip, 0)
         check_integer("block", self.block, PACKED, multiple=PACKED)
         check_integer("seed", self.seed, 0)

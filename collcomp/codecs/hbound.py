@@ -68,6 +68,10 @@ class HBound(GridCodec):
         object.__setattr__(self, "abs", check_bound("abs", self.abs))
         check_flag("feedback", self.feedback)
 
+    def error_bound(self, peak: np.ndarray, size: int = 1) -> np.ndarray:
+        """What the caller said."""
+        return np.full_like(peak, self.abs)
+
     def _bound(self, src: np.ndarray) -> float:
         return self.abs
 

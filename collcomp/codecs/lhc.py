@@ -16,6 +16,7 @@ import numpy as np
 from collcomp.codecs.base import Codec
 from collcomp.codecs.checks import check_flag, check_integer, check_number
 from collcomp.codecs.nonzeros import Nonzeros
+from collcomp.errors import FrameError
 from collcomp.frame import Frame
 from collcomp.kernels import cpu
 
@@ -213,6 +214,8 @@ def _union(
     exponent = int(cpu.load("lhc").find_nonzeros(x, addend, words)) >> form.mantissa
     exponents[exponent // _WORD] = 1 << exponent % _WORD
     yield index, "or"
+    if x.size % _WORD and int(words[-1]) >> x.size % _WORD:
+        raise FrameError(f"frame: the index has bits beyond its {x.size} elements")
     return words, int.from_bytes(exponents.tobytes(), "little").bit_length() - 1
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from collcomp.codecs.blocks import BlockCodec
-from collcomp.codecs.checks import check_integer
+from collcomp.codecs.checks import as_number, check_integer
 from collcomp.kernels import cpu
 
 __all__ = ["LoCo"]
@@ -60,9 +59,7 @@ class LoCo(BlockCodec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.beta, bool) or not isinstance(self.beta, numbers.Real):
-            raise TypeError(f"beta: expected a number, got {self.beta!r}")
-        if not 0 <= self.beta < 1:
+        if not 0 <= as_number("beta", self.beta) < 1:
             raise ValueError(f"beta: expected a number of at least 0 and below 1, got {self.beta!r}")
         check_integer("reset", self.reset, 1)
 

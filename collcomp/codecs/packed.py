@@ -16,7 +16,6 @@ __all__ = ["Packed"]
 
 #: Integers that share a width; the kernels' own.
 _BLOCK = 256
-_WORDS_A_BIT = 8
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ class RandomBlock(_RandomShare):
         return np.concatenate(parts), values
 
     def _drawn(self, key: int, count: int) -> list[slice]:
+        selection.check_count(count)
         k = self.selected(count)
         start = cpu.load("draws").draw_one(key, count) if count else 0
         wrapped = max(0, start + k - count)

@@ -20,7 +20,7 @@ from collcomp.codecs.quantised import Int2, Int4, Int8
 from collcomp.codecs.random_sparse import RandomBlock, RandomK
 from collcomp.codecs.rotated import Hadamard
 from collcomp.codecs.rows import Rows
-from collcomp.codecs.shared import SharedInt
+from collcomp.codecs.shared_scale import SharedInt
 from collcomp.codecs.signs import Sign
 from collcomp.codecs.sparse import TopK
 from collcomp.codecs.thc import THC

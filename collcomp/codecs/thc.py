@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -12,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.checks import check_flag, check_integer
-from collcomp.codecs.packed_blocks import PACKED, PackedBlocks, Sections
+from collcomp.codecs.bit_blocks import PACKED, BitBlocks, Sections
+from collcomp.codecs.checks import as_number, check_flag, check_integer
 from collcomp.codecs.rotated import check_rotation_block, diagonal, rotated_size
 from collcomp.codecs.streams import random_key
 from collcomp.frame import Frame
@@ -76,7 +75,7 @@ def _tables(table: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class THC(PackedBlocks):
+class THC(BitBlocks):
     """Tensor homomorphic compression: blocks are rotated and rounded to a table of integers, which ranks just add.
 
     A block of norm N and d elements is rotated as by `Hadamard`, so that its values are about normally distributed with
@@ -141,9 +140,7 @@ class THC(PackedBlocks):
         check_integer("granularity", self.granularity, 2**self.bits - 1)
         if self.granularity > 255:
             raise ValueError(f"granularity: expected at most 255, got {self.granularity!r}")
-        if isinstance(self.p, bool) or not isinstance(self.p, numbers.Real):
-            raise TypeError(f"p: expected a number, got {self.p!r}")
-        if not _SMALLEST_P <= self.p <= 0.5:
+        if not _SMALLEST_P <= as_number("p", self.p) <= 0.5:
             raise ValueError(f"p: expected a number from {_SMALLEST_P} to 0.5, got {self.p!r}")
         check_rotation_block(self.block)
         check_integer("seed", self.seed, 0)

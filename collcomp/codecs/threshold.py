@@ -143,6 +143,9 @@ class Threshold(SparseCodec):
         selection.check_count(x.size)
         if not x.size:
             return np.empty(0, np.uint32), np.empty(0, x.dtype)
+        if state.get("digest") != self.digest:  # what was found for another share, method or model says nothing here
+            state.clear()
+            state["digest"] = np.int64(self.digest)
         if self.method == "held":
             return self._select_held(x, addend, state)
         collector = _Collector(x, addend, self.most(x.size))

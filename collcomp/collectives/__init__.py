@@ -13,10 +13,13 @@ from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
 
-__all__ = ["ALGORITHMS", "NATIVE", "OPS", "Exchange", "Plan"]
+__all__ = ["ALGORITHMS", "NATIVE", "OPS", "REQUIRED", "Exchange", "Plan"]
 
 #: The algorithm that is none of ours: the call goes to the library underneath.
 NATIVE = "native"
+
+#: What a codec has to be for an algorithm: attributes of `Codec`.
+REQUIRED = {"merged": "sparse", "summed": "summable"}
 
 #: What does which collective how.
 ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {

@@ -39,9 +39,10 @@ def _result(number: int) -> int:
     return 2 * number + 1
 
 
-def chunks(count: int, size: int) -> list[slice]:
-    """`count` elements in `size` parts that differ by one element at most."""
-    edges = [count * i // max(1, size) for i in range(size + 1)]
+def chunks(count: int, size: int, block: int = 1) -> list[slice]:
+    """`count` elements in `size` parts of whole blocks (the last may end within one), which differ by one at most."""
+    blocks = -(-count // block)
+    edges = [min(blocks * i // max(1, size) * block, count) for i in range(size + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
@@ -54,7 +55,7 @@ def sent_by_allreduce(count: int, rank: int, size: int) -> int:
 
 def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None:
     """Combine `send` of all ranks into `recv` of all ranks; both may be the same array."""
-    parts = chunks(send.size, ex.size)
+    parts = chunks(send.size, ex.size, ex.codec.block)
     in_place = np.may_share_memory(send, recv)
     # Verbatim results are sent from the user's memory, so they are summed there too.
     sum_there = ex.codec.verbatim and recv.dtype == ex.dtype and not in_place
@@ -81,7 +82,7 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
 
 def reduce(ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, root: int) -> None:
     """Combine `send` of all ranks into `recv` of rank `root`."""
-    parts = chunks(send.size, ex.size)
+    parts = chunks(send.size, ex.size, ex.codec.block)
 
     def deliver(k: int, seg: slice, incoming: Sequence[Incoming]) -> None:
         acc = ex.array(seg.stop - seg.start)
@@ -159,7 +160,7 @@ def bcast(ex: Exchange, buf: np.ndarray, root: int) -> None:
     the message once, as a pipelined chain would, in two hops instead of n - 1.
     """
     others = [(root + i) % ex.size for i in range(1, ex.size)]
-    parts = dict(zip(others, chunks(buf.size, len(others)), strict=True))
+    parts = dict(zip(others, chunks(buf.size, len(others), ex.codec.block), strict=True))
     segments = {rank: ex.segments(part) for rank, part in parts.items()}
     if ex.rank == root:
         for k, row in enumerate(zip_longest(*segments.values())):

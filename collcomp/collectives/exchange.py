@@ -33,7 +33,7 @@ _LOOK_S = 0.05
 # Every frame between two ranks has a tag of its own, by operation and channel: frames may be sent in another order than
 # they are expected in, and what a failed operation left behind is never taken for another's.
 _CHANNELS = 1 << 16
-# Channels of one round of an operation that has several.
+# Channels of one round of an operation that has several, of which there are 8 at most.
 _CHANNELS_A_ROUND = 1 << 13
 _SEGMENTS_PER_PART = 16
 
@@ -156,6 +156,7 @@ class Exchange:
 
         It is finished when the block ends.
         """
+        assert number < _CHANNELS // _CHANNELS_A_ROUND, "more rounds than channels"
         plan = Plan("direct", Identity() if array.dtype.kind == "f" else Packed())
         envelope = replace(self.envelope, dtype=array.dtype, total=array.size)
         inner = Exchange(self.transport, plan, envelope, self._scratch, deadline=self._deadline)
@@ -318,8 +319,13 @@ class Exchange:
             np.divide(held, divisor, out=held)
         nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self.stream + place, state)
         held = self._held(*remembered)
-        if self.error_sq is not None and held is not None and held is residual:
-            self.error_sq += float(np.dot(held, held))
+        if self.error_sq is not None:
+            if held is not None and held is residual:
+                error = held
+            else:
+                self.codec.decode(Frame.read(memory[:nbytes]), error := self.array(values.size))
+                error -= values
+            self.error_sq += float(np.dot(error, error))
         if divisor != 1 and held is not None:
             np.multiply(held, divisor, out=held)
         return nbytes

@@ -24,7 +24,7 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
     """Combine `send` of all ranks into `recv` of all ranks, round the ring of ranks in the plan's order."""
     place, size = ex.order.index(ex.rank), ex.size
     left, right = ex.order[place - 1], ex.order[(place + 1) % size]
-    parts = [ex.segments(part) for part in chunks(send.size, size)]
+    parts = [ex.segments(part) for part in chunks(send.size, size, ex.codec.block)]
 
     if size == 1:
         recv[...] = send

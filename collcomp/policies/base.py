@@ -62,6 +62,9 @@ def unsuited(call: Call, codec: Codec) -> str | None:
         return f"key: None, codec {codec.spec!r} keeps a residual by the tensor's key"
     if codec.needs_key and call.op in ("max", "min"):
         return f"op: {call.op} has no use for residuals, which codec {codec.spec!r} keeps"
+    most = codec.most_ranks()
+    if call.collective == "allreduce" and most is not None and call.size > most:
+        return f"codec: {codec.spec!r} has room for the sum of {most} ranks, there are {call.size}"
     if call.op == "avg" and not is_float(call.dtype):
         return f"dtype: an average of {call.dtype} is none"
     if call.op not in OPS:

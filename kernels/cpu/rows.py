@@ -8,7 +8,8 @@ The kept rows are found and put back in place: a kept row's number is never larg
 
 import numpy as np
 
-from collcomp.kernels.cpu.bits import from_magnitude, magnitude
+from collcomp.kernels.cpu.bits import from_magnitude
+from collcomp.kernels.cpu.common import largest_magnitude
 from collcomp.kernels.cpu.jit import inlined, kernel
 
 __all__ = ["count_kept", "keep", "snap", "spread"]
@@ -24,10 +25,7 @@ def snap(src, grid, width, dst):
     """Round each row of `width` elements to the fine grid, as `bounded.decode` gives it back, where it fits there."""
     for start in range(0, src.size, width):
         x, y = src[start : start + width], dst[start : start + width]
-        largest = magnitude(x[0])
-        for i in range(x.size):
-            largest = max(largest, magnitude(x[i]))
-        if from_magnitude(largest) <= grid[2, 0]:
+        if from_magnitude(largest_magnitude(x)) <= grid[2, 0]:
             step, inverse, zero = grid[0, 0], grid[1, 0], src.dtype.type(0)
             for i in range(x.size):
                 y[i] = np.rint(x[i] * inverse) * step + zero  # no -0.0

@@ -14,6 +14,11 @@ WORKING = (np.dtype(np.float32), np.dtype(np.float64))
 DTYPES = (*WORKING, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
+def frozen_name(spec, dtype):
+    """The file with a frozen frame of `spec`."""
+    return f"{spec.replace(':', '-').replace('=', '_').replace(',', '-')}-{dtype}.bin"
+
+
 def normal(count, dtype=np.float32, seed=0):
     """Normal values whose scale changes over their length."""
     rng = np.random.default_rng([seed, count])

@@ -18,6 +18,7 @@ from checks import (
     check_feedback,
     decode,
     encode,
+    frozen_name,
     normal,
 )
 from codec_specs import ALL_SPECS, EXACT_FEEDBACK, LOSSY, SPECS
@@ -141,10 +142,15 @@ def test_importing_does_not_import_numba():
 @pytest.mark.parametrize("dtype", WORKING, ids=str)
 def test_frozen_frames(spec, dtype, fixtures):
     """Frames that were written once decode to the very bits, on any machine and by any later version."""
-    path = fixtures / f"{spec.replace(':', '-').replace('=', '_').replace(',', '-')}-{dtype}.bin"
-    stored = np.fromfile(path, np.uint8)
+    stored = np.fromfile(fixtures / frozen_name(spec, dtype), np.uint8)
     codec = as_codec(spec)
     frame_nbytes = int(stored[:8].view(np.int64)[0])
     frame = Frame.read(stored[8 : 8 + frame_nbytes].copy())
     expected = stored[8 + frame_nbytes :]
     assert decode(codec, frame, dtype).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("spec", ["topk:ratio=1", "loco:beta=0", "threshold:ratio=1", "powersgd:min_rate=1"])
+def test_equal_codecs_have_equal_digests(spec):
+    assert as_codec(spec) == as_codec(f"{spec}.0")
+    assert as_codec(spec).digest == as_codec(f"{spec}.0").digest

@@ -8,6 +8,7 @@ from checks import WORKING, decode, encode, normal, same_bits
 from lockstep import reduce_in_lockstep
 
 from collcomp.codecs import LHC, Nonzeros
+from collcomp.errors import FrameError
 from collcomp.kernels import cpu
 
 each_dtype = pytest.mark.parametrize("dtype", WORKING, ids=str)
@@ -287,3 +288,13 @@ def test_parameters_are_checked(error, parameters):
     name, value = next(iter(parameters.items()))
     with pytest.raises(error, match=f"{name}: .*{value!r}"):
         LHC(**parameters)
+
+
+def test_hostile_index_of_a_sum():
+    """Bits beyond the elements, which only a rank of another program can have set, are no positions."""
+    x = np.zeros(100, np.float32)
+    rounds = LHC().reduction(x, np.empty_like(x), 2, shared=0, stream=0, residual=None, state={})
+    index, _ = next(rounds)
+    index[-1] = np.uint64(1 << 63)
+    with pytest.raises(FrameError, match="beyond"):
+        next(rounds)

@@ -291,3 +291,16 @@ def test_parameters_are_checked(error, parameters):
     name, value = next(iter(parameters.items()))
     with pytest.raises(error, match=f"{name}: .*{value!r}"):
         Threshold(**parameters)
+
+
+@pytest.mark.parametrize("method", ["held", "sidco"])
+def test_another_ratio_starts_anew(method):
+    """A schedule that changes the share under one key is followed at once."""
+    x, state = normal(20_000), {}
+    sizes = []
+    for ratio in (0.001, 0.1):
+        codec = Threshold(ratio=ratio, method=method)
+        buffer = np.empty(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
+        frame = Frame.read(buffer[: codec.encode_feedback(x, None, buffer, state=state)])
+        sizes.append(codec.selection(frame)[0].size)
+    assert sizes[1] > 50 * sizes[0]

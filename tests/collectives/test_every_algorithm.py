@@ -6,7 +6,7 @@ from codec_specs import LOSSY, SPECS
 from helpers import F16, F32, F64, UNIT, assert_within, operands, peak, reference, run, same_bits
 
 from collcomp.codecs import as_codec
-from collcomp.collectives import ALGORITHMS
+from collcomp.collectives import ALGORITHMS, REQUIRED
 
 COUNT = 3000
 STEPS = 2
@@ -15,8 +15,7 @@ STEPS = 2
 def algorithms(codec):
     """The allreduce algorithms that take `codec`."""
     known = [name for name, table in ALGORITHMS.items() if "allreduce" in table]
-    refused = {"summed": not codec.summable, "merged": not codec.sparse}
-    return [name for name in known if not refused.get(name)]
+    return [name for name in known if getattr(codec, REQUIRED.get(name, "block"))]
 
 
 CASES = [(spec, algorithm) for spec in SPECS for algorithm in algorithms(as_codec(spec))]

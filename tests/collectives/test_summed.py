@@ -5,7 +5,9 @@ import pytest
 from helpers import F16, F32, F64, FLOATS, UNIT, operands, outcomes, peak, reference, run, same_bits
 
 from collcomp import IN_PLACE
+from collcomp.codecs import as_codec
 from collcomp.errors import FrameError
+from collcomp.policies import Call, unsuited
 
 
 def program(comm, codec, op, dtype, count, in_place=False, steps=1):
@@ -59,7 +61,7 @@ def test_other_algorithms_take_its_frames():
 
 def test_a_codec_that_does_not_add():
     def main(comm):
-        with pytest.raises(ValueError, match=r"algorithm: 'summed' .*'int8'"):
+        with pytest.raises(ValueError, match=r"algorithm: 'summed' .*summable, 'int8'"):
             comm.allreduce(np.ones(10, F32), np.ones(10, F32), codec="int8", algorithm="summed")
 
     run(2, main)
@@ -73,6 +75,9 @@ def test_a_codec_that_does_not_add():
         ({"codec": "shared_int", "count": 999}, {"codec": "shared_int"}),
         ({"codec": "shared_int", "dtype": F16}, {"codec": "shared_int"}),
         ({"codec": "shared_int", "dtype": F64}, {"codec": "shared_int"}),
+        ({"codec": "shared_int", "count": 0}, {"codec": "shared_int"}),
+        ({"codec": "lhc"}, {"codec": "lhc", "count": 0}),
+        ({"codec": "shared_int", "op": "avg"}, {"codec": "shared_int"}),
         ({"codec": "int8"}, {"codec": "shared_int"}),
         ({"codec": "shared_int"}, {"codec": "int8"}),
         ({"codec": "shared_int"}, {"codec": "identity"}),
@@ -119,3 +124,39 @@ def test_feedback_through_the_engine():
     held = sum(residual.astype(F64) for _, residual in found)
     assert peak(found[0][0] - true) > 1e-2
     assert peak(found[0][0] + held - true) < 1e-4
+
+
+def test_what_others_sent_leaves_the_residual_alone():
+    """A call that fails because calls differ has not added its operand to the residual."""
+
+    def main(comm):
+        x = operands(comm.size, 500)[comm.rank]
+        comm.allreduce(x, np.empty_like(x), codec="shared_int:feedback", key="w")
+        before = comm.residuals.norm("w")
+        x, key = (np.ones(400, F32), "v") if comm.rank else (x, "w")
+        with pytest.raises(FrameError):
+            comm.allreduce(x, np.empty_like(x), codec="shared_int:feedback", key=key)
+        assert comm.residuals.norm("w") == before
+
+    run(3, main)
+
+
+def test_too_many_ranks_are_known_before():
+    call = Call("allreduce", 1 << 20, F32, "sum", 128)
+    assert "room for the sum of 127 ranks" in unsuited(call, as_codec("shared_int"))
+    assert unsuited(call, as_codec("shared_int:bits=16")) is None
+
+
+def test_errors_are_not_claimed_to_be_measured():
+    def main(comm):
+        comm.measure_error = True
+        x = operands(comm.size, 2000)[comm.rank]
+        norms = []
+        for codec in ("shared_int", "threshold:ratio=0.1", "loco", "int4"):
+            comm.allreduce(x, np.empty_like(x), codec=codec, key=codec)
+            norms.append(comm.records[-1].error_norm)
+        return norms
+
+    for summed, *measured in run(2, main):
+        assert summed is None
+        assert min(measured) > 0.1

@@ -77,6 +77,10 @@ class SharedInt(Codec):
         """Half a step, and what the arithmetic rounds off."""
         return peak * ((1 + 2.0**-18) / (2 * self._levels(size)) + 2.0**-21)
 
+    def most_ranks(self) -> int:
+        """Each rank needs one level on either side of zero."""
+        return 2 ** (self.bits - 1) - 1
+
     # ------------------------------------------------------------------ frames: the scale, then the codes
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
@@ -185,10 +189,7 @@ class SharedInt(Codec):
         return scale, 1 / scale if scale else 0.0
 
     def _levels(self, size: int) -> int:
-        levels = (2 ** (self.bits - 1) - 1) // size
-        if not levels:
-            raise ValueError(f"bits: {self.bits!r} have no room for the sum of {size} ranks")
-        return levels
+        return self.most_ranks() // size
 
     @property
     def _code_dtype(self) -> np.dtype:

@@ -11,7 +11,7 @@ from collcomp.codecs.base import Codec, working_dtype
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 
-__all__ = ["PACKED", "PackedBlocks", "Sections"]
+__all__ = ["PACKED", "BitBlocks", "Sections"]
 
 #: Codes that are packed together.
 PACKED = 256
@@ -26,7 +26,7 @@ class Sections(NamedTuple):
     raw: np.ndarray
 
 
-class PackedBlocks(Codec):
+class BitBlocks(Codec):
     """The payload: scales (float32), packed codes, raw blocks; each section starts at a multiple of 64 bytes.
 
     The scale of a raw block is NaN, its codes are zero. `extra` is the number of raw blocks. The last block is as long
