@@ -98,8 +98,6 @@ class LHC(Codec):
         if self.lanes & (self.lanes - 1) or self.lanes > 2**16:
             raise ValueError(f"lanes: expected a power of two up to 65536, got {self.lanes!r}")
         check_number("load", self.load, 0)
-        # 1 and 1.0 are the same configuration, and digest.
-        object.__setattr__(self, "load", float(self.load))
         check_flag("feedback", self.feedback)
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:

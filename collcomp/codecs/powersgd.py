@@ -85,8 +85,6 @@ class PowerSGD(Codec):
         if self.columns is not None:
             check_integer("columns", self.columns, 1)
         check_number("min_rate", self.min_rate, 1)
-        # 2 and 2.0 are the same configuration, and digest.
-        object.__setattr__(self, "min_rate", float(self.min_rate))
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)
 
