@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from collcomp.codecs import Codec, as_codec
 from collcomp.codecs.registry import CODECS
 from collcomp.run import parse_nbytes
 
-__all__ = ["NO_CODEC", "check_file", "parse_codecs", "parse_sizes"]
+__all__ = ["NO_CODEC", "check_file", "codec_name", "parse_codecs", "parse_sizes", "split_specs"]
 
 NO_CODEC = "none"
 """What native MPI is called in a list of codecs."""
@@ -55,10 +56,28 @@ def _factor(text: str, part: str) -> int:
     return int(text)
 
 
-def parse_codecs(text: str) -> list[Codec | None]:
-    """Codecs from their specs between commas; None stands for ``"none"``.
+def codec_name(spec: str) -> str:
+    """The name that a spec begins with."""
+    return re.split("[:+]", spec)[0].strip()
+
+
+def split_specs(text: str) -> list[str]:
+    """Single specs of several between commas.
 
     Specs have commas too: after ``"name:"`` whatever names no codec is another parameter.
+    """
+    specs: list[str] = []
+    for part in text.split(","):
+        starts = codec_name(part) in (NO_CODEC, *CODECS)
+        if specs and ":" in specs[-1] and not starts:
+            specs[-1] += "," + part.strip()
+        else:
+            specs.append(part.strip())
+    return specs
+
+
+def parse_codecs(text: str) -> list[Codec | None]:
+    """Codecs from their specs between commas; None stands for ``"none"``.
 
     Examples
     --------
@@ -66,15 +85,8 @@ def parse_codecs(text: str) -> list[Codec | None]:
     [None, Int4(block=128, rounding='stochastic', seed=0, feedback=False), Int8(block=256, rounding='nearest', seed=0,\
  feedback=False)]
     """
-    specs: list[str] = []
-    for part in text.split(","):
-        starts = part.partition(":")[0].strip() in (NO_CODEC, *CODECS)
-        if specs and ":" in specs[-1] and not starts:
-            specs[-1] += "," + part
-        else:
-            specs.append(part.strip())
     codecs: list[Codec | None] = []
-    for spec in specs:
+    for spec in split_specs(text):
         try:
             codec = None if spec == NO_CODEC else as_codec(spec)
         except (TypeError, ValueError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ from collcomp.codecs.libraries import has_library
 from collcomp.frame import Envelope, Frame
 from collcomp.kernels import cpu
 from collcomp.run import parse_nbytes
+
+from .arguments import codec_name, split_specs
 
 __all__ = ["main", "make_data", "measure"]
 
@@ -249,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, got {options.repeats}")
     try:
-        codecs = [as_codec(spec) for spec in _split_specs(options.codec or _installed(DEFAULT_CODECS))]
+        given = [spec for argument in options.codec or () for spec in split_specs(argument)]
+        codecs = [as_codec(spec) for spec in given or _installed(DEFAULT_CODECS)]
         counts = [parse_nbytes(size, "--sizes") // 4 for size in options.sizes.split(",")]
         if min(counts) < 1:
             parser.error(f"--sizes: expected at least 4 bytes, got {options.sizes}")
@@ -281,23 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _installed(specs: Sequence[str]) -> list[str]:
-    return [spec for spec in specs if has_library(CODECS[_name(spec)].library)]
-
-
-def _name(spec: str) -> str:
-    return re.split("[:+]", spec)[0].strip()
-
-
-def _split_specs(arguments: Sequence[str]) -> list[str]:
-    """Single specs of ``"int8,int4:block=64,feedback,topk"``: a part that names no codec belongs to the one before."""
-    specs: list[str] = []
-    for argument in arguments:
-        for number, part in enumerate(argument.split(",")):
-            if number and _name(part) not in CODECS:
-                specs[-1] += "," + part
-            else:
-                specs.append(part)
-    return specs
+    return [spec for spec in specs if has_library(CODECS[codec_name(spec)].library)]
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _average(comm: Any, gradients: dict[str, np.ndarray], codec: Codec | None, p
         if codec is None or gradient.nbytes < _MIN_NBYTES:
             comm.Allreduce(MPI.IN_PLACE, gradient, average=True)
         else:
-            key = f"{prefix}/{codec.spec}/{name}" if codec.feedback else None
+            key = f"{prefix}/{codec.spec}/{name}" if codec.needs_key else None
             comm.Allreduce(MPI.IN_PLACE, gradient, codec=codec, key=key, average=True)
 
 

@@ -5,3 +5,8 @@ from hypothesis import settings
 # Machines that run tests are shared and slow at times: examples have no deadline of their own.
 settings.register_profile("collcomp", deadline=None, print_blob=True)
 settings.load_profile("collcomp")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first: at the end they would keep one core busy while the others wait."""
+    items.sort(key=lambda item: item.path.name != "test_mpirun.py")
