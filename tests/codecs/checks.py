@@ -119,6 +119,27 @@ def check_feedback(codec, x, rounds=4):
     np.testing.assert_allclose(sent + residual, given, rtol=0, atol=16 * rounds * np.finfo(dtype).eps * largest)
 
 
+def check_raw_last_block(codec, value, count, dtype):
+    """A block with a `value` that no scale fits travels as it is, the others as usual, and it leaves no residual."""
+    x = normal(count, dtype)
+    start = (count - 1) // codec.block * codec.block
+    x[start:] = 0
+    x[count - 3] = value
+    x[count - 1] = -0.0
+    frame = encode(codec, x)
+    assert frame.extra == 1
+    decoded = decode(codec, frame, dtype)
+    assert same_bits(decoded[start:], x[start:])
+    assert np.isfinite(decoded[:start]).all()
+    check_decode_add(codec, x)
+    check_encode_keep(codec, x)
+    residual = np.zeros(count, dtype)
+    buffer = np.empty(codec.max_encoded_nbytes(count, dtype), np.uint8)
+    nbytes = codec.encode_feedback(x, residual, buffer)
+    assert not residual[start:].any()
+    np.testing.assert_array_equal(decode(codec, Frame.read(buffer[:nbytes]), dtype), decoded)
+
+
 def check_hostile(codec, frame, dtype):
     """A frame of any content is refused, or decodes to the right number of values without touching any other."""
     for write in (codec.decode, codec.decode_add):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from checks import WORKING, check_decode_add, check_encode_keep, decode, encode, normal, same_bits
+from checks import WORKING, check_raw_last_block, decode, encode, normal, same_bits
 
 from collcomp.codecs import QSGD, TernGrad, as_codec
-from collcomp.frame import HEADER_NBYTES, Frame
+from collcomp.frame import HEADER_NBYTES
 
 each_dtype = pytest.mark.parametrize("dtype", WORKING, ids=str)
 SPECS = (
@@ -149,24 +149,7 @@ def test_clipping_leaves_what_is_not_large():
 )
 @pytest.mark.parametrize("count", [1024, 1300, 2047])
 def test_what_fits_no_scale_travels_as_it_is(spec, dtype, value, count):
-    codec = as_codec(spec)
-    x = normal(count, dtype)
-    start = (count - 1) // codec.block * codec.block
-    x[start:] = 0
-    x[count - 3] = value
-    x[count - 1] = -0.0
-    frame = encode(codec, x)
-    assert frame.extra == 1
-    decoded = decode(codec, frame, dtype)
-    assert same_bits(decoded[start:], x[start:])
-    assert np.isfinite(decoded[:start]).all()
-    check_decode_add(codec, x)
-    check_encode_keep(codec, x)
-    residual = np.zeros(count, dtype)
-    buffer = np.empty(codec.max_encoded_nbytes(count, dtype), np.uint8)
-    nbytes = codec.encode_feedback(x, residual, buffer)
-    assert not residual[start:].any()
-    np.testing.assert_array_equal(decode(codec, Frame.read(buffer[:nbytes]), dtype), decoded)
+    check_raw_last_block(as_codec(spec), value, count, dtype)
 
 
 @each_dtype

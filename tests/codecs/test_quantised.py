@@ -5,7 +5,17 @@ import zlib
 
 import numpy as np
 import pytest
-from checks import WORKING, check_decode_add, check_encode_keep, decode, encode, normal, peaks, same_bits
+from checks import (
+    WORKING,
+    check_decode_add,
+    check_encode_keep,
+    check_raw_last_block,
+    decode,
+    encode,
+    normal,
+    peaks,
+    same_bits,
+)
 
 from collcomp.codecs import Int2, Int4, Int8, as_codec
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
@@ -55,24 +65,7 @@ def test_every_scale_keeps_the_largest(cls, dtype, rounding, exponent):
 )
 @pytest.mark.parametrize("count", [256, 511, 700, 1000])
 def test_what_fits_no_scale_travels_as_it_is(cls, dtype, rounding, value, count):
-    codec = cls(block=256, rounding=rounding)
-    x = normal(count, dtype)
-    start = count // 256 * 256 - 256 if count % 256 == 0 else count // 256 * 256
-    x[start:] = 0
-    x[count - 3] = value
-    x[count - 1] = -0.0
-    frame = encode(codec, x)
-    assert frame.extra == 1
-    decoded = decode(codec, frame, dtype)
-    assert same_bits(decoded[start:], x[start:])
-    assert np.isfinite(decoded[:start]).all()
-    check_decode_add(codec, x)
-    check_encode_keep(codec, x)
-    residual = np.zeros(count, dtype)
-    buffer = np.empty(codec.max_encoded_nbytes(count, dtype), np.uint8)
-    nbytes = codec.encode_feedback(x, residual, buffer)
-    assert not residual[start:].any()
-    np.testing.assert_array_equal(decode(codec, Frame.read(buffer[:nbytes]), dtype), decoded)
+    check_raw_last_block(cls(block=256, rounding=rounding), value, count, dtype)
 
 
 @each_width
