@@ -104,6 +104,16 @@ class Frame:
         """Bytes on the wire, header included."""
         return HEADER_NBYTES + self.payload.size
 
+    def check_nbytes(self, expected: int) -> None:
+        """`FrameError` unless the payload has exactly `expected` bytes."""
+        if self.payload.size != expected:
+            raise FrameError(f"frame: {self.payload.size} payload bytes, expected {expected}")
+
+    def values(self, dtype: np.dtype) -> np.ndarray:
+        """The payload as its `count` elements of `dtype`, where they lie; `FrameError` when it is not just these."""
+        self.check_nbytes(self.count * dtype.itemsize)
+        return self.payload.view(dtype)
+
     @classmethod
     def read(cls, buffer: np.ndarray, payload: np.ndarray | None = None) -> Frame:
         """Check the header at the start of `buffer` (`uint8`, exactly what arrived).

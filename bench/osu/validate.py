@@ -91,8 +91,11 @@ def error_bound(codec: Codec, magnitudes: np.ndarray) -> np.ndarray:
     ndarray of float64
         Sound wherever the codec's blocks begin.
     """
-    together = np.full_like(magnitudes, magnitudes.max(initial=0)) if codec.whole else None
-    bound = codec.error_bound(_largest_nearby(magnitudes, codec.block) if together is None else together)
+    if codec.whole:
+        peaks = np.full_like(magnitudes, magnitudes.max(initial=0))
+    else:
+        peaks = _largest_nearby(magnitudes, codec.block)
+    bound = codec.error_bound(peaks)
     assert bound is not None, "checked by can_check"
     return bound
 

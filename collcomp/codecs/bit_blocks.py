@@ -94,8 +94,7 @@ class BitBlocks(Codec):
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
         if found:
             nbytes = self._raw_offset(count) + self._raw_nbytes(sections.scales, found, count, dtype)
-        if frame.payload.size != nbytes:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
+        frame.check_nbytes(nbytes)
         return sections
 
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> Sections:

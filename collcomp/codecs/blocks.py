@@ -171,8 +171,7 @@ class BlockCodec(Codec):
             rest = count % self.block
             missing = self.block - self._padded_count(rest) if rest and kernels.count_raw(scales[-1:]) else 0
             nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
-        if frame.payload.size != nbytes:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {nbytes}")
+        frame.check_nbytes(nbytes)
         return self._sections(frame.payload, count, dtype)
 
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:

@@ -171,8 +171,7 @@ class GridCodec(Codec):
             raise FrameError("frame: a block's width is more than 32 bits")
         if found != frame.extra:
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
-        if frame.payload.size != start + nbytes:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {start + nbytes}")
+        frame.check_nbytes(start + nbytes)
         if count and not 0 <= section.bound[0] < math.inf:
             raise FrameError(f"frame: {section.bound[0]} is no bound")
         return section

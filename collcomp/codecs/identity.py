@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 
 from collcomp.codecs.base import Codec
-from collcomp.errors import FrameError
 from collcomp.frame import Frame
 
 __all__ = ["Identity"]
@@ -37,15 +36,8 @@ class Identity(Codec):
         payload[: src.nbytes] = src.view(np.uint8)
         return src.nbytes, 0
 
-    @staticmethod
-    def values(frame: Frame) -> np.ndarray:
-        """The values of `frame`, where they lie."""
-        if frame.payload.size != frame.count * frame.dtype.itemsize:
-            raise FrameError(f"frame: {frame.payload.size} bytes are not {frame.count} elements of {frame.dtype}")
-        return frame.payload.view(frame.dtype)
-
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        dst[...] = self.values(frame)
+        dst[...] = frame.values(frame.dtype)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        np.add(acc, self.values(frame), out=acc, casting="same_kind")
+        np.add(acc, frame.values(frame.dtype), out=acc, casting="same_kind")

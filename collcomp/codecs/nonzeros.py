@@ -9,7 +9,6 @@ import numpy as np
 
 from collcomp.codecs import selection
 from collcomp.codecs.base import Codec
-from collcomp.errors import FrameError
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 from collcomp.kernels import cpu
 
@@ -59,7 +58,7 @@ class Nonzeros(Codec):
 
     def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         if frame.extra == _DENSE:
-            return np.arange(frame.count, dtype=np.uint32), self._dense(frame)
+            return np.arange(frame.count, dtype=np.uint32), frame.values(frame.dtype)
         return selection.read(frame, frame.dtype, 0, frame.count)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
@@ -79,24 +78,18 @@ class Nonzeros(Codec):
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         if frame.extra == _DENSE:
-            dst[...] = self._dense(frame)
+            dst[...] = frame.values(frame.dtype)
         else:
             bits = _bits(dst)
             cpu.load("sparse").scatter(*selection.read(frame, bits.dtype, 0, frame.count), bits)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         if frame.extra == _DENSE:
-            np.add(acc, self._dense(frame), out=acc, casting="same_kind")
+            np.add(acc, frame.values(frame.dtype), out=acc, casting="same_kind")
         elif frame.dtype == acc.dtype and acc.dtype.kind == "f":
             cpu.load("sparse").scatter_add(*selection.read(frame, acc.dtype, 0, frame.count), acc)
         else:
             super()._decode_add(frame, acc)
-
-    @staticmethod
-    def _dense(frame: Frame) -> np.ndarray:
-        if frame.payload.size != frame.count * frame.dtype.itemsize:
-            raise FrameError(f"frame: {frame.payload.size} bytes are not {frame.count} elements of {frame.dtype}")
-        return frame.payload.view(frame.dtype)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

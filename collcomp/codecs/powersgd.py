@@ -138,14 +138,14 @@ class PowerSGD(Codec):
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         factors = self._checked_factors(frame)
         if factors is None:
-            dst[...] = frame.payload.view(dst.dtype)
+            dst[...] = frame.values(dst.dtype)
         else:
             cpu.load("powersgd").multiply(*factors, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         factors = self._checked_factors(frame)
         if factors is None:
-            acc += frame.payload.view(acc.dtype)
+            acc += frame.values(acc.dtype)
         else:
             self._add_product(*factors, acc)
 
@@ -212,8 +212,7 @@ class PowerSGD(Codec):
         if frame.extra and (shape is None or frame.extra != self.rank):
             raise FrameError(f"frame: factors of rank {frame.extra}, expected {self.rank if shape else 'none'}")
         elements = frame.count if shape is None else self.rank * sum(shape)
-        if frame.payload.size != elements * dtype.itemsize:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {elements * dtype.itemsize}")
+        frame.check_nbytes(elements * dtype.itemsize)
         if shape is None:
             return None
         rows, columns = shape

@@ -116,9 +116,7 @@ class _RandomShare(FixedShare):
 
     def _checked_values(self, frame: Frame) -> np.ndarray:
         dtype = working_dtype(frame.dtype)
-        expected = self.max_payload_nbytes(frame.count, dtype)
-        if frame.payload.size != expected:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {expected}")
+        frame.check_nbytes(self.max_payload_nbytes(frame.count, dtype))
         if frame.extra >> _KEY_BITS:
             raise FrameError(f"frame: a key of more than {_KEY_BITS} bits")
         return frame.payload.view(dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_flag, check_integer
 from collcomp.codecs.quantised import Int4
-from collcomp.codecs.streams import random_key
+from collcomp.codecs.streams import hashes, random_key
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
@@ -39,10 +39,7 @@ def rotated_size(count: int, block: int) -> int:
 @functools.lru_cache(maxsize=64)
 def diagonal(key: int, size: int, dtype: np.dtype) -> np.ndarray:
     """`size` random signs, by their positions, times ``1 / sqrt(size)``."""
-    z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (np.where(z >> np.uint64(63), -1, 1) / math.sqrt(max(size, 1))).astype(dtype)
+    return (np.where(hashes(size, key) >> np.uint64(63), -1, 1) / math.sqrt(max(size, 1))).astype(dtype)
 
 
 class _Part(NamedTuple):

@@ -21,6 +21,7 @@ from collcomp.codecs.base import Codec
 from collcomp.codecs.bounded import check_bound
 from collcomp.codecs.checks import check_flag, check_integer
 from collcomp.codecs.hbound import HBound
+from collcomp.codecs.streams import hashes
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
@@ -130,8 +131,5 @@ class Rows(Codec):
 
 @functools.lru_cache
 def _factors(width: int) -> np.ndarray:
-    """Odd numbers that have nothing to do with each other (SplitMix64)."""
-    z = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31)) | np.uint64(1)
+    """Odd numbers that have nothing to do with each other."""
+    return hashes(width) | np.uint64(1)

@@ -113,14 +113,14 @@ def read(frame: Frame, dtype: np.dtype, fewest: int, most: int) -> tuple[np.ndar
     values_nbytes = k * dtype.itemsize
     if layout == _PLAIN:
         start = align(4 * k)
-        _check_nbytes(frame, start + values_nbytes)
+        frame.check_nbytes(start + values_nbytes)
         indices = frame.payload[: 4 * k].view(np.uint32)
         if not cpu.load("indices").are_ascending(indices, frame.count):
             raise FrameError(f"frame: the indices do not ascend from 0 to {frame.count - 1}")
         return indices, frame.payload[start:].view(dtype)
     start = align(values_nbytes)
     if layout == _BITMAP:
-        _check_nbytes(frame, start + _bitmap_nbytes(frame.count))
+        frame.check_nbytes(start + _bitmap_nbytes(frame.count))
         indices = _from_bitmap(frame.payload[start:].view(np.uint64), k, frame.count)
     else:
         indices = _from_gaps(frame, start, k)
@@ -146,17 +146,12 @@ def _from_gaps(frame: Frame, start: int, k: int) -> np.ndarray:
     words = kernels.packed_size(widths, k)
     if words < 0:
         raise FrameError("frame: gaps of more than 32 bits")
-    _check_nbytes(frame, stop + 4 * words)
+    frame.check_nbytes(stop + 4 * words)
     indices = np.empty(k, np.uint32)
     last = kernels.unpack_gaps(widths, frame.payload[stop:].view(np.uint32), indices)
     if last >= frame.count:
         raise FrameError(f"frame: index {last} of {frame.count} elements")
     return indices
-
-
-def _check_nbytes(frame: Frame, expected: int) -> None:
-    if frame.payload.size != expected:
-        raise FrameError(f"frame: {frame.payload.size} payload bytes, expected {expected}")
 
 
 def _bitmap_nbytes(count: int) -> int:

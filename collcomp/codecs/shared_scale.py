@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.base import Codec, working_dtype
+from collcomp.codecs.base import Codec
 from collcomp.codecs.checks import check_flag
 from collcomp.errors import FrameError
 from collcomp.frame import ALIGNMENT, Frame
@@ -115,25 +115,19 @@ class SharedInt(Codec):
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         if frame.extra == _RAW:
-            dst[...] = self._raw(frame)
+            dst[...] = frame.values(dst.dtype)
         elif dst.size:
             cpu.load("shared_scale").decode(*self._checked_sections(frame), dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         if frame.extra == _RAW:
-            acc += self._raw(frame)
+            acc += frame.values(acc.dtype)
         elif acc.size:
             cpu.load("shared_scale").decode_add(*self._checked_sections(frame), acc)
 
     def _encode_raw(self, src: np.ndarray, payload: np.ndarray) -> tuple[int, int]:
         payload[: src.nbytes] = src.view(np.uint8)
         return src.nbytes, _RAW
-
-    def _raw(self, frame: Frame) -> np.ndarray:
-        dtype = working_dtype(frame.dtype)
-        if frame.payload.size != frame.count * dtype.itemsize:
-            raise FrameError(f"frame: {frame.payload.size} payload bytes are not {frame.count} elements of {dtype}")
-        return frame.payload.view(dtype)
 
     def _write_scale(self, payload: np.ndarray, scale: float, count: int) -> np.ndarray:
         """Write the scale's section; the room for the codes."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from collcomp.codecs import Identity
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.frame import Frame
 
@@ -62,7 +61,7 @@ def _combine_arrays(arrays: Sequence[np.ndarray], acc: np.ndarray, op: str) -> N
 
 
 def _values(operand: np.ndarray | Frame) -> np.ndarray:
-    return Identity.values(operand) if isinstance(operand, Frame) else operand
+    return operand.values(operand.dtype) if isinstance(operand, Frame) else operand
 
 
 def _assign(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray) -> None:
