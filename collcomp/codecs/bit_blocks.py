@@ -10,12 +10,9 @@ import numpy as np
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
+from collcomp.kernels.cpu import PACKED, PACKED_LANES
 
-__all__ = ["PACKED", "BitBlocks", "Sections"]
-
-#: Codes that are packed together.
-PACKED = 256
-_LANES = 8
+__all__ = ["BitBlocks", "Sections"]
 
 
 class Sections(NamedTuple):
@@ -117,7 +114,7 @@ class BitBlocks(Codec):
         return -(-count // self.block)
 
     def _word_nbytes(self, count: int) -> int:
-        return self._code_count(count) // PACKED * _LANES * self.width * 4
+        return self._code_count(count) // PACKED * PACKED_LANES * self.width * 4
 
     def _words_offset(self, count: int) -> int:
         return align(4 * self._blocks(count))

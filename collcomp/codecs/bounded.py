@@ -27,10 +27,10 @@ from collcomp.codecs.checks import as_number, check_flag
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
+from collcomp.kernels.cpu import PACKED
 
 __all__ = ["Bounded", "GridCodec", "Room", "check_bound"]
 
-_BLOCK = 256
 _BOUND_NBYTES = 8
 _DEFAULT_REL = 1e-3
 
@@ -66,7 +66,7 @@ class _Sections(NamedTuple):
 class GridCodec(Codec):
     """What codecs that round to a grid share; see the module for the payload."""
 
-    block = _BLOCK
+    block = PACKED
     #: The fine and the coarse grid for each dtype.
     _rooms: ClassVar[dict[np.dtype, tuple[Room, Room]]]
 
@@ -78,7 +78,7 @@ class GridCodec(Codec):
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The bound, the codes, and every block raw."""
-        return self._blocks_offset(count) + self._blocks(count) * _BLOCK * dtype.itemsize
+        return self._blocks_offset(count) + self._blocks(count) * PACKED * dtype.itemsize
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         return self._run(cpu.load("bounded").encode, (src,), self._bound(src), payload)
@@ -125,8 +125,8 @@ class GridCodec(Codec):
             return 0, 0
         section = self._sections(payload, count, last.dtype)
         section.bound[0] = bound
-        grid, room = self._grid(bound, last.dtype), (np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32))
-        whole, rest = divmod(count, _BLOCK)
+        grid, room = self._grid(bound, last.dtype), (np.empty(PACKED, np.int32), np.empty(PACKED, np.int32))
+        whole, rest = divmod(count, PACKED)
         full = count - rest
         position = before = found = 0
         if whole:
@@ -149,8 +149,8 @@ class GridCodec(Codec):
         section = self._checked_sections(frame)
         if not dst.size:
             return
-        grid, room = self._grid(float(section.bound[0]), dst.dtype), np.empty(_BLOCK, np.int32)
-        whole, rest = divmod(dst.size, _BLOCK)
+        grid, room = self._grid(float(section.bound[0]), dst.dtype), np.empty(PACKED, np.int32)
+        whole, rest = divmod(dst.size, PACKED)
         full = dst.size - rest
         position, before = kernel(
             dst[:full], grid, section.codes[:whole], section.words, section.values, 0, np.int32(0), room
@@ -196,12 +196,12 @@ class GridCodec(Codec):
     @staticmethod
     def _padded(array: np.ndarray, full: int) -> np.ndarray:
         """A copy of ``array[full:]``, filled up to a block with its last element."""
-        copy = np.full(_BLOCK, array[-1])
+        copy = np.full(PACKED, array[-1])
         copy[: array.size - full] = array[full:]
         return copy
 
     def _blocks(self, count: int) -> int:
-        return -(-count // _BLOCK)
+        return -(-count // PACKED)
 
     def _blocks_offset(self, count: int) -> int:
         return align(_BOUND_NBYTES + self._blocks(count)) if count else 0

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.bit_blocks import PACKED, BitBlocks, Sections
+from collcomp.codecs.bit_blocks import BitBlocks, Sections
 from collcomp.codecs.checks import check_choice, check_flag, check_integer, check_number
 from collcomp.codecs.streams import random_key
 from collcomp.frame import Frame
 from collcomp.kernels import cpu
+from collcomp.kernels.cpu import PACKED
 
 __all__ = ["QSGD", "TernGrad"]
 

@@ -11,11 +11,9 @@ from collcomp.codecs.base import Codec
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
+from collcomp.kernels.cpu import PACKED
 
 __all__ = ["Packed"]
-
-#: Integers that share a width; the kernels' own.
-_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,18 @@ class Packed(Codec):
     number: ClassVar[int] = 35
     summary: ClassVar[str] = "integers in as many bits as each block of 256 needs"
     lossless: ClassVar[bool] = True
-    block: ClassVar[int] = _BLOCK  # type: ignore[misc]
+    block: ClassVar[int] = PACKED  # type: ignore[misc]
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """A width a block, and every element of the block in full."""
-        return self._words_offset(count) + self._blocks(count) * _BLOCK * max(dtype.itemsize, 1)
+        return self._words_offset(count) + self._blocks(count) * PACKED * max(dtype.itemsize, 1)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         if not src.size:
             return 0, 0
         widths, start = self._widths(payload, src.size), self._words_offset(src.size)
         payload[widths.size : start] = 0
-        words = payload[start : start + self._blocks(src.size) * _BLOCK * src.itemsize].view(np.uint32)
+        words = payload[start : start + self._blocks(src.size) * PACKED * src.itemsize].view(np.uint32)
         written = cpu.load("integers").encode(_as_integers(src), widths, words, _room())
         return start + 4 * written, 0
 
@@ -77,7 +75,7 @@ class Packed(Codec):
         return payload[: self._blocks(count)]
 
     def _blocks(self, count: int) -> int:
-        return -(-count // _BLOCK)
+        return -(-count // PACKED)
 
     def _words_offset(self, count: int) -> int:
         return align(self._blocks(count))
@@ -88,4 +86,4 @@ def _as_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _room() -> np.ndarray:
-    return np.empty(_BLOCK, np.uint32)
+    return np.empty(PACKED, np.uint32)

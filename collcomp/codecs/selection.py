@@ -24,6 +24,7 @@ import numpy as np
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu
+from collcomp.kernels.cpu import PACKED
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -42,7 +43,6 @@ __all__ = [
 MOST_ELEMENTS = 2**32 - 1
 
 _PLAIN, _PACKED, _BITMAP = range(3)
-_BLOCK = 256
 
 
 def check_count(count: int) -> None:
@@ -78,7 +78,7 @@ def plan(indices: np.ndarray, itemsize: int, count: int) -> Plan:
     """Choose the smallest layout of ascending `indices` of `count` elements, whose values have `itemsize` bytes."""
     k = indices.size
     widths = np.zeros(_widths_nbytes(k), np.uint8)
-    words = cpu.load("indices").measure(indices, widths[: -(-k // _BLOCK)], np.empty(_BLOCK, np.uint32))
+    words = cpu.load("indices").measure(indices, widths[: -(-k // PACKED)], np.empty(PACKED, np.uint32))
     packed, bitmap = widths.size + 4 * words, _bitmap_nbytes(count)
     layout = _BITMAP if bitmap < packed else _PACKED
     return Plan(layout << 32 | k, align(k * itemsize) + min(packed, bitmap), widths)
@@ -96,7 +96,7 @@ def write(payload: np.ndarray, indices: np.ndarray, itemsize: int, chosen: Plan)
     else:
         section[: widths.size] = widths
         words = section[widths.size :].view(np.uint32)
-        kernels.pack_gaps(indices, widths[: -(-k // _BLOCK)], np.empty(_BLOCK, np.uint32), words)
+        kernels.pack_gaps(indices, widths[: -(-k // PACKED)], np.empty(PACKED, np.uint32), words)
     return chosen.nbytes, chosen.extra
 
 
@@ -142,7 +142,7 @@ def _from_gaps(frame: Frame, start: int, k: int) -> np.ndarray:
     stop = start + _widths_nbytes(k)
     if frame.payload.size < stop:
         raise FrameError(f"frame: {frame.payload.size} payload bytes, {k} elements take at least {stop}")
-    widths = frame.payload[start : start - (-k // _BLOCK)]
+    widths = frame.payload[start : start - (-k // PACKED)]
     words = kernels.packed_size(widths, k)
     if words < 0:
         raise FrameError("frame: gaps of more than 32 bits")
@@ -160,4 +160,4 @@ def _bitmap_nbytes(count: int) -> int:
 
 def _widths_nbytes(k: int) -> int:
     """One byte a block, to a multiple of 4."""
-    return 4 * -(-k // (4 * _BLOCK))
+    return 4 * -(-k // (4 * PACKED))

@@ -11,12 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.bit_blocks import PACKED, BitBlocks, Sections
+from collcomp.codecs.bit_blocks import BitBlocks, Sections
 from collcomp.codecs.checks import as_number, check_flag, check_integer
 from collcomp.codecs.rotated import check_rotation_block, diagonal, rotated_size
 from collcomp.codecs.streams import random_key
 from collcomp.frame import Frame
 from collcomp.kernels import cpu
+from collcomp.kernels.cpu import PACKED
 
 __all__ = ["THC", "clamp_limit", "lookup_table"]
 

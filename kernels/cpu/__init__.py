@@ -7,7 +7,10 @@ import functools
 import importlib
 from types import ModuleType
 
-__all__ = ["load"]
+__all__ = ["PACKED", "PACKED_LANES", "load"]
+
+#: Integers that `packing` packs together, and lanes that they stand in; here because codecs know them without numba.
+PACKED, PACKED_LANES = 256, 8
 
 
 @functools.cache

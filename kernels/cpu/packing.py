@@ -18,14 +18,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from collcomp.kernels.cpu import PACKED, PACKED_LANES
 from collcomp.kernels.cpu.vectors import element_pointer, load, same, store
 
 __all__ = ["BLOCK", "LANES", "pack", "pack_signed", "unpack", "unpack_signed"]
 
-LANES = 8
-_ROWS = 32
-#: Integers that are packed together.
-BLOCK = LANES * _ROWS
+LANES, BLOCK = PACKED_LANES, PACKED
+_ROWS = BLOCK // LANES
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
