@@ -190,6 +190,15 @@ class Codec(ABC):
         return None
 
     @property
+    def fixed_count(self) -> int | None:
+        """How many elements every message has, each encoded in one piece; None for any number."""
+        return None
+
+    def for_shapes(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
+        """The codec for messages that consist of tensors of these shapes; itself where shapes are nothing to it."""
+        return self
+
+    @property
     def monotone(self) -> bool:
         """Whether x <= y implies decoded(x) <= decoded(y) for any two elements: MAX and MIN keep their meaning."""
         return False
@@ -359,6 +368,11 @@ class Codec(ABC):
                 parts.append(bare or f"{field.name}={value}")
         inner = getattr(self, "inner", None)
         return self.codec_id + (":" + ",".join(parts) if parts else "") + (f"+{inner.spec}" if inner else "")
+
+    @cached_property
+    def label(self) -> str:
+        """What records call it: `spec` without what only describes the message."""
+        return self.spec
 
     @cached_property
     def digest(self) -> int:

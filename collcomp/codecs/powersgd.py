@@ -1,4 +1,4 @@
-"""Low-rank approximation of a tensor seen as a matrix.
+"""Low-rank approximation of a tensor, or of several at once, seen as matrices.
 
 Source: Vogels, Karimireddy, and Jaggi, "PowerSGD: practical low-rank gradient compression for distributed
 optimization", NeurIPS 2019; the local residual is from https://github.com/epfml/powersgd.
@@ -7,9 +7,11 @@ optimization", NeurIPS 2019; the local residual is from https://github.com/epfml
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import numbers
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,42 @@ __all__ = ["PowerSGD"]
 _COLUMN_STEP = 16
 
 _Factors = tuple[np.ndarray, np.ndarray]
+_Outcome = TypeVar("_Outcome")
+
+
+class _Shapes(tuple[tuple[int, ...], ...]):
+    """Shapes of tensors; ``256x768/768`` in a spec."""
+
+    @classmethod
+    def of(cls, value: Any) -> _Shapes:
+        """From ``"256x768/768"``, from an integer (what a spec's ``768`` becomes), or from a sequence of sequences."""
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            value = str(value)
+        try:
+            if isinstance(value, str):
+                value = [[int(n) for n in shape.split("x")] for shape in value.split("/")]
+            shapes = [tuple(shape) for shape in value]
+        except ValueError:
+            raise ValueError(f"shapes: expected lengths like 256x768/768, got {value!r}") from None
+        except TypeError:
+            raise TypeError(f"shapes: expected a sequence of shapes, got {value!r}") from None
+        for shape in shapes:
+            for length in shape:
+                check_integer("shapes", length, 0)
+        return cls(tuple(int(n) for n in shape) or (1,) for shape in shapes)
+
+    def __str__(self) -> str:
+        return "/".join("x".join(map(str, shape)) for shape in self)
+
+
+class _Piece(NamedTuple):
+    """A matrix of the message, or, where `columns` is 0, elements between matrices, which travel as they are."""
+
+    part: slice
+    rows: int
+    columns: int
+    #: Of its q in the state.
+    name: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +72,11 @@ class PowerSGD(Codec):
     The elements form a matrix of `columns` columns, whose last row is filled up with zeros; a near square one by
     default. If it came from a matrix, `columns` should be that one's number of columns, or rows and columns mix and the
     matrix is of low rank no more.
+
+    With `shapes`, a message is several tensors one after another, such as all gradients of a network: each of two or
+    more dimensions is a matrix with a row for each index of the first dimension, the others travel as they are. All are
+    summed together, with the results and in the state that each would have by itself; the message has to have just
+    their number of elements. Such a codec is for allreduces, and for messages that are not cut.
 
     A sum takes two rounds: of p = M q and, when its columns have been made orthonormal, of q = Mᵀ p. Each rank's next q
     starts from the last one under the same key, so that p @ q approaches the best approximation of this rank while the
@@ -46,7 +89,8 @@ class PowerSGD(Codec):
     that of the operands minus the result, as it would be for M minus the mean result, which some implementations keep.
 
     Small matrices, whose factors are not `min_rate` times smaller, and those with a NaN, an infinity, or products that
-    overflow, travel as they are; with one of these among the operands, a sum is a plain one. -0.0 may become 0.0.
+    overflow, travel as they are; with one of these among the operands, the sum of this matrix is a plain one, which
+    takes the next round: the second, or a third if products overflow there. -0.0 may become 0.0.
 
     Parameters
     ----------
@@ -60,11 +104,16 @@ class PowerSGD(Codec):
         Of the first q.
     feedback : bool
         Carry what the factors lack into the next call with the same key.
+    shapes : tuple of tuple of int, or str
+        Shapes of the tensors that a message consists of, in order, instead of `columns`; in specs, and as a string,
+        ``256x768/768``. A scalar's shape becomes ``(1,)``.
 
     Examples
     --------
     >>> PowerSGD(rank=2, columns=768, feedback=True).spec
     'powersgd:rank=2,columns=768,feedback'
+    >>> PowerSGD(shapes=((256, 768), (256,))).spec
+    'powersgd:shapes=256x768/256'
     """
 
     codec_id: ClassVar[str] = "powersgd"
@@ -73,12 +122,14 @@ class PowerSGD(Codec):
     summable: ClassVar[bool] = True
     whole: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
+    later_fields: ClassVar[tuple[str, ...]] = ("shapes",)
 
     rank: int = 4
     columns: int | None = None
     min_rate: float = 2.0
     seed: int = 0
     feedback: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_integer("rank", self.rank, 1)
@@ -87,6 +138,23 @@ class PowerSGD(Codec):
         check_number("min_rate", self.min_rate, 1)
         check_integer("seed", self.seed, 0)
         check_flag("feedback", self.feedback)
+        object.__setattr__(self, "shapes", _Shapes.of(self.shapes))
+        if self.shapes and self.columns is not None:
+            raise ValueError(f"columns: {self.columns!r} beside shapes, which tell the columns of each matrix")
+
+    def for_shapes(self, shapes: Sequence[tuple[int, ...]]) -> PowerSGD:
+        """With these `shapes`, unless it has any or `columns`."""
+        return self if self.shapes or self.columns is not None else replace(self, shapes=tuple(shapes))
+
+    @cached_property
+    def label(self) -> str:
+        """Without `shapes`."""
+        return replace(self, shapes=()).spec
+
+    @cached_property
+    def fixed_count(self) -> int | None:
+        """Elements of all `shapes`."""
+        return sum(map(math.prod, self.shapes)) if self.shapes else None
 
     def shape(self, count: int) -> tuple[int, int] | None:
         """Rows and columns of the matrix that `count` elements form; None if they are not compressed."""
@@ -94,11 +162,11 @@ class PowerSGD(Codec):
             return None
         columns = self.columns or -(-math.isqrt(count) // _COLUMN_STEP) * _COLUMN_STEP
         rows = -(-count // columns)
-        return (rows, columns) if count > self.min_rate * self.rank * (rows + columns) else None
+        return (rows, columns) if self._gains(count, rows, columns) else None
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
-        """The elements as they are; factors are smaller."""
-        return count * dtype.itemsize
+        """The elements as they are; factors are smaller. With `shapes`, also a byte for each matrix."""
+        return count * dtype.itemsize + self._flags
 
     def reduction(
         self,
@@ -111,81 +179,142 @@ class PowerSGD(Codec):
         residual: np.ndarray | None,
         state: dict[str, np.ndarray],
     ) -> Iterator[tuple[np.ndarray, str]]:
-        """Sum p, then q; a plain sum if an element of either is not finite, or there is nothing to gain."""
-        factors = yield from self._factors(src, residual, state)
-        if factors is None:
-            dst[...] = src if residual is None else residual
-            if residual is not None:
-                residual[:] = 0
-            yield dst, "sum"
-        else:
-            cpu.load("powersgd").multiply(*factors, dst)
+        """Sum p and what is not compressed, then q; where one is not finite, its matrix in the round after it."""
+        factors = yield from self._factors(src, dst, residual, state)
+        multiply = cpu.load("powersgd").multiply
+        for piece, pair in factors:
+            if pair is not None:
+                multiply(*pair, dst[piece.part])
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         state: dict[str, np.ndarray] = {}
-        _alone(self._factors(src, None, state))
-        return self._write(_alone(self._factors(src, None, state)), src, payload)
+        _alone(self._factors(src, None, None, state))
+        return self._write(_alone(self._factors(src, None, None, state)), src, payload)
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        factors = _alone(self._factors(src, residual, state))
+        factors = _alone(self._factors(src, None, residual, state))
         outcome = self._write(factors, src if residual is None else residual, payload)
-        if factors is None and residual is not None:
-            residual[:] = 0
+        if residual is not None:
+            for piece, pair in factors:
+                if pair is None:
+                    residual[piece.part] = 0
         return outcome
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        factors = self._checked_factors(frame)
-        if factors is None:
-            dst[...] = frame.values(dst.dtype)
-        else:
-            cpu.load("powersgd").multiply(*factors, dst)
+        for piece, values in self._checked(frame):
+            if isinstance(values, tuple):
+                cpu.load("powersgd").multiply(*values, dst[piece.part])
+            else:
+                dst[piece.part] = values
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        factors = self._checked_factors(frame)
-        if factors is None:
-            acc += frame.values(acc.dtype)
-        else:
-            self._add_product(*factors, acc)
+        for piece, values in self._checked(frame):
+            if isinstance(values, tuple):
+                self._add_product(*values, acc[piece.part])
+            else:
+                acc[piece.part] += values
+
+    # ------------------------------------------------------------------ what a message consists of
+
+    def _gains(self, count: int, rows: int, columns: int) -> bool:
+        return count > self.min_rate * self.rank * (rows + columns)
+
+    def _pieces(self, count: int) -> tuple[_Piece, ...]:
+        """What `count` elements consist of; `ValueError` where they are not those of `shapes`."""
+        if self.fixed_count is None:
+            return (_Piece(slice(0, count), *(self.shape(count) or (0, 0)), "q"),)
+        if count != self.fixed_count:
+            raise ValueError(f"count: {count} elements, the shapes of {self.codec_id!r} hold {self.fixed_count}")
+        return self._shaped
+
+    @cached_property
+    def _shaped(self) -> tuple[_Piece, ...]:
+        """The pieces of a message of `shapes`; what lies between two matrices is one piece."""
+        pieces, start, stop = [], 0, 0
+        for i, (rows, *others) in enumerate(self.shapes):
+            columns, first = math.prod(others), stop
+            stop += rows * columns
+            if others and self._gains(stop - first, rows, columns):
+                if first > start:
+                    pieces.append(_Piece(slice(start, first), 0, 0, ""))
+                pieces.append(_Piece(slice(first, stop), rows, columns, f"q{i}"))
+                start = stop
+        if stop > start or not pieces:
+            pieces.append(_Piece(slice(start, stop), 0, 0, ""))
+        return tuple(pieces)
+
+    @cached_property
+    def _flags(self) -> int:
+        """Bytes at the end of a payload that tell which matrices are factors: none where `extra` tells."""
+        return sum(piece.columns > 0 for piece in self._shaped) if self.shapes else 0
+
+    # ------------------------------------------------------------------ factors
 
     def _factors(
-        self, src: np.ndarray, residual: np.ndarray | None, state: dict[str, np.ndarray]
-    ) -> Generator[tuple[np.ndarray, str], None, _Factors | None]:
-        """One step, in rounds as of `reduction`; the factors of the sum, or None where it has to be a plain one.
+        self, src: np.ndarray, dst: np.ndarray | None, residual: np.ndarray | None, state: dict[str, np.ndarray]
+    ) -> Generator[tuple[np.ndarray, str], None, list[tuple[_Piece, _Factors | None]]]:
+        """One step, in rounds as of `reduction`; each piece with the factors of the sum, or None where it has none.
 
-        `residual` becomes ``src + residual``, minus this rank's part of the product if there are factors.
+        These are summed into `dst` instead, or left alone where `dst` is None.
+
+        `residual` becomes ``src + residual``, minus this rank's part of the products, and 0 where values were summed.
         """
-        shape = self.shape(src.size)
-        if shape is None:
-            if residual is not None:
-                residual += src
-            return None
         kernels = cpu.load("powersgd")
-        rows, columns = shape
-        x, addend = (src, None) if residual is None else (residual, src)
-        q = state.get("q")
-        if q is None or q.shape != (self.rank, columns) or q.dtype != x.dtype:
-            q = self._start(columns, x.dtype)
-        p = np.empty((rows, self.rank), x.dtype)
-        kernels.project(x, addend, q, p, np.empty(4 * kernels.LANES, x.dtype))
-        yield p, "sum"
-        if not np.isfinite(p).all():
-            return None
-        p = _orthonormal(p)
-        own = np.empty((self.rank, columns), x.dtype)
-        kernels.project_back(x, p, own)
-        q = own.copy()
-        yield q, "sum"
-        if not np.isfinite(q).all():
-            return None
+        pieces = self._pieces(src.size)
+        x = src if residual is None else residual
+        plain = [piece.part for piece in pieces if not piece.columns]
+        matrices = [piece for piece in pieces if piece.columns]
         if residual is not None:
-            self._add_product(-p, own, residual)
-        # Rows of largest magnitude 1: their scale is no matter, but would be squared with every call. A row of zeros
-        # would stay one for good.
+            for part in plain:
+                residual[part] += src[part]
+        sums = np.empty(4 * kernels.LANES, x.dtype)
+        ps, p_of = _stacked([(piece.rows, self.rank) for piece in matrices], x.dtype)
+        for piece, p in zip(matrices, p_of, strict=True):
+            addend = None if residual is None else src[piece.part]
+            kernels.project(x[piece.part], addend, self._first(state, piece, x.dtype), p, sums)
+        yield from _round(ps, plain, x, dst, residual)
+
+        finite = _finite(ps, p_of)
+        plain = [piece.part for piece, good in zip(matrices, finite, strict=True) if not good]
+        found = [(piece, _orthonormal(p)) for piece, p, good in zip(matrices, p_of, finite, strict=True) if good]
+        owns, own_of = _stacked([(self.rank, piece.columns) for piece, _ in found], x.dtype)
+        for (piece, p), own in zip(found, own_of, strict=True):
+            kernels.project_back(x[piece.part], p, own)
+        qs = owns.copy()
+        q_of = _split(qs, [own.shape for own in own_of])
+        yield from _round(qs, plain, x, dst, residual)
+
+        finite = _finite(qs, q_of)
+        plain = [piece.part for (piece, _), good in zip(found, finite, strict=True) if not good]
+        yield from _round(qs[:0], plain, x, dst, residual)
+
+        factors: dict[str, _Factors] = {}
+        for (piece, p), own, q, good in zip(found, own_of, q_of, finite, strict=True):
+            if good:
+                if residual is not None:
+                    self._add_product(-p, own, residual[piece.part])
+                state[piece.name] = self._next(q)
+                factors[piece.name] = p, q
+        return [(piece, factors.get(piece.name)) for piece in pieces]
+
+    def _first(self, state: dict[str, np.ndarray], piece: _Piece, dtype: np.dtype) -> np.ndarray:
+        """The q that a step starts from."""
+        q = state.get(piece.name)
+        if q is None or q.shape != (self.rank, piece.columns) or q.dtype != dtype:
+            return self._start(piece.columns, dtype)
+        return q
+
+    def _next(self, q: np.ndarray) -> np.ndarray:
+        """The q that the next step starts from: rows of largest magnitude 1.
+
+        Their scale is no matter, but would be squared with every call. A row of zeros would stay one for good.
+        """
         peaks = np.abs(q).max(axis=1, keepdims=True)
-        state["q"] = np.where(peaks > 0, q / np.where(peaks > 0, peaks, 1), self._start(columns, x.dtype))
-        return p, q
+        if peaks.all():
+            return q / peaks
+        return np.where(peaks > 0, q / np.where(peaks > 0, peaks, 1), self._start(q.shape[1], q.dtype))
 
     def _start(self, columns: int, dtype: np.dtype) -> np.ndarray:
         """The first q: uniform in [-1, 1), the same with every version of NumPy."""
@@ -196,37 +325,122 @@ class PowerSGD(Codec):
         kernels = cpu.load("powersgd")
         kernels.multiply_add(p, q, acc, np.empty(kernels.TILE, acc.dtype))
 
-    def _write(self, factors: _Factors | None, x: np.ndarray, payload: np.ndarray) -> tuple[int, int]:
-        """The payload is p, row by row, and q, row by row; `extra` is the rank, 0 if the elements stand as they are."""
-        if factors is None:
-            payload[: x.nbytes].view(x.dtype)[...] = x
-            return x.nbytes, 0
-        p, q = factors
-        payload[: p.nbytes].view(p.dtype)[...] = p.ravel()
-        payload[p.nbytes : p.nbytes + q.nbytes].view(q.dtype)[...] = q.ravel()
-        return p.nbytes + q.nbytes, self.rank
+    # ------------------------------------------------------------------ frames
 
-    def _checked_factors(self, frame: Frame) -> _Factors | None:
+    def _write(
+        self, factors: list[tuple[_Piece, _Factors | None]], x: np.ndarray, payload: np.ndarray
+    ) -> tuple[int, int]:
+        """The payload is, for each piece, p, row by row, and q, row by row, or the elements as they are.
+
+        Which it is for a single matrix, `extra` tells: the rank, or 0 for the elements. With `shapes`, `extra` is the
+        rank and a byte for each matrix follows: 1 for factors, 0 for the elements.
+        """
+        values = payload[: x.nbytes].view(x.dtype)
+        at = 0
+        for piece, pair in factors:
+            for array in (x[piece.part],) if pair is None else pair:
+                values[at : at + array.size] = array.ravel()
+                at += array.size
+        nbytes = at * x.itemsize
+        flags = [pair is not None for piece, pair in factors if piece.columns]
+        if not self.shapes:
+            return nbytes, self.rank * any(flags)
+        payload[nbytes : nbytes + len(flags)] = flags
+        return nbytes + len(flags), self.rank
+
+    def _checked(self, frame: Frame) -> Iterator[tuple[_Piece, np.ndarray | _Factors]]:
+        """Each piece with its values or factors, when all sizes have been found right."""
         dtype = working_dtype(frame.dtype)
-        shape = self.shape(frame.count) if frame.extra else None
-        if frame.extra and (shape is None or frame.extra != self.rank):
-            raise FrameError(f"frame: factors of rank {frame.extra}, expected {self.rank if shape else 'none'}")
-        elements = frame.count if shape is None else self.rank * sum(shape)
-        frame.check_nbytes(elements * dtype.itemsize)
-        if shape is None:
-            return None
-        rows, columns = shape
-        values = frame.payload.view(dtype)
-        return values[: rows * self.rank].reshape(rows, -1), values[rows * self.rank :].reshape(-1, columns)
+        try:
+            pieces = self._pieces(frame.count)
+        except ValueError as error:
+            raise FrameError(str(error)) from None
+        flags = iter(self._checked_flags(frame, pieces))
+        compressed = [piece.columns > 0 and next(flags) for piece in pieces]
+        shapes: list[tuple[int, ...]] = []
+        for piece, has_factors in zip(pieces, compressed, strict=True):
+            size = piece.part.stop - piece.part.start
+            shapes += [(piece.rows, self.rank), (self.rank, piece.columns)] if has_factors else [(size,)]
+        nbytes = sum(map(math.prod, shapes)) * dtype.itemsize
+        frame.check_nbytes(nbytes + self._flags)
+        arrays = iter(_split(frame.payload[:nbytes].view(dtype), shapes))
+        for piece, has_factors in zip(pieces, compressed, strict=True):
+            yield piece, (next(arrays), next(arrays)) if has_factors else next(arrays)
+
+    def _checked_flags(self, frame: Frame, pieces: tuple[_Piece, ...]) -> list[bool]:
+        """For each matrix, whether its factors stand in the payload."""
+        if not self.shapes:
+            if frame.extra and (not pieces[0].columns or frame.extra != self.rank):
+                expected = self.rank if pieces[0].columns else "none"
+                raise FrameError(f"frame: factors of rank {frame.extra}, expected {expected}")
+            return [bool(frame.extra)]
+        if frame.extra != self.rank:
+            raise FrameError(f"frame: factors of rank {frame.extra}, expected {self.rank}")
+        if frame.payload.size < self._flags:
+            raise FrameError(f"frame: {frame.payload.size} payload bytes for {self._flags} matrices")
+        flags = frame.payload[frame.payload.size - self._flags :].tolist()
+        if not set(flags) <= {0, 1}:
+            raise FrameError(f"frame: a matrix is marked {max(flags)}, expected 0 or 1")
+        return [bool(flag) for flag in flags]
 
 
-def _alone(rounds: Generator[Any, None, _Factors | None]) -> _Factors | None:
+def _alone(rounds: Generator[Any, None, _Outcome]) -> _Outcome:
     """The outcome of `rounds` for one rank by itself, for which they change nothing."""
     while True:
         try:
             next(rounds)
         except StopIteration as end:
             return end.value
+
+
+def _round(
+    factors: np.ndarray, plain: list[slice], x: np.ndarray, dst: np.ndarray | None, residual: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, str]]:
+    """A round of the flat `factors`, and of the `plain` parts of `x`, whose sums go to `dst`; they leave no residual.
+
+    There is no round for nothing, and none of plain parts without a `dst`.
+    """
+    if dst is None or not plain:
+        if factors.size:
+            yield factors, "sum"
+        return
+    if len(plain) == 1 and not factors.size:
+        array = dst[plain[0]]
+        array[...] = x[plain[0]]
+        yield array, "sum"
+    else:
+        array = np.concatenate([factors, *(x[part] for part in plain)])
+        yield array, "sum"
+        at = factors.size
+        factors[...] = array[:at]
+        for part in plain:
+            dst[part] = array[at : at + part.stop - part.start]
+            at += part.stop - part.start
+    if residual is not None:
+        for part in plain:
+            residual[part] = 0
+
+
+def _stacked(shapes: list[tuple[int, int]], dtype: np.dtype) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Memory for arrays of these shapes one after another: flat, and each of them."""
+    flat = np.empty(sum(map(math.prod, shapes)), dtype)
+    return flat, _split(flat, shapes)
+
+
+def _split(flat: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
+    arrays, at = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        arrays.append(flat[at : at + size].reshape(shape))
+        at += size
+    return arrays
+
+
+def _finite(flat: np.ndarray, arrays: list[np.ndarray]) -> list[bool]:
+    """Which of the `arrays`, which make up `flat`, are finite."""
+    if np.isfinite(flat).all():
+        return [True] * len(arrays)
+    return [bool(np.isfinite(array).all()) for array in arrays]
 
 
 def _orthonormal(p: np.ndarray) -> np.ndarray:

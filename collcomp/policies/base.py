@@ -12,6 +12,9 @@ from collcomp.collectives import OPS, Plan
 
 __all__ = ["Call", "Policy", "is_float", "plan_for", "unsuited"]
 
+#: Collectives that encode parts of a message.
+_CUT = ("bcast", "reduce", "reduce_scatter")
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -56,6 +59,10 @@ def unsuited(call: Call, codec: Codec) -> str | None:
     """Why `codec` cannot be used for `call`, or None when it can."""
     if not codec.lossless and not is_float(call.dtype):
         return f"dtype: {call.dtype} never meets a lossy codec ({codec.spec})"
+    if codec.fixed_count is not None and call.collective in _CUT:
+        return (
+            f"codec: {codec.codec_id!r} with a fixed count encodes messages in one piece, {call.collective} cuts them"
+        )
     if call.op is None:
         return None
     if codec.needs_key and call.key is None:
@@ -67,6 +74,9 @@ def unsuited(call: Call, codec: Codec) -> str | None:
         return f"codec: {codec.spec!r} has room for the sum of {most} ranks, there are {call.size}"
     if call.op == "avg" and not is_float(call.dtype):
         return f"dtype: an average of {call.dtype} is none"
+    count = call.nbytes // call.dtype.itemsize
+    if codec.fixed_count not in (None, count):
+        return f"count: {count} elements, codec {codec.spec!r} is for {codec.fixed_count}"
     if call.op not in OPS:
         return f"op: {call.op} is only done natively, not with codec {codec.spec!r}"
     if call.op in ("max", "min") and not (codec.monotone or codec.lossless):
