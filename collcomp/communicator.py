@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +32,8 @@ class Communicator:
 
     Every collective takes, beside MPI's arguments, ``codec=`` (a spec such as ``"int4:block=128"`` or a `Codec`),
     ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"``) and ``key=`` (the tensor's
-    name, for codecs that remember). Its nonblocking form has an ``i`` in front and returns a `Request`.
+    name, for codecs that remember; names and lengths, where the message consists of several tensors). Its nonblocking
+    form has an ``i`` in front and returns a `Request`.
 
     Parameters
     ----------
@@ -78,7 +78,6 @@ class Communicator:
             raise ValueError(f"deadline: {deadline} seconds are too few")
         self.rank = transport.rank
         self.size = transport.size
-        self.policy = policy
         self.records = Records() if records is None else records
         self.residuals = Residuals()
         self.deadline = deadline
@@ -88,7 +87,8 @@ class Communicator:
             raise ValueError("mailbox: None, but a transport that shares memory carries no messages of its own")
         self.messages = Messages(mailbox or transport, deadline, self.records)
         self._planner = Planner(self.rank, self.size, policy, self.residuals, native)
-        self._sequence = itertools.count()
+        self._sequence = 0
+        self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.
         self._background: ThreadPoolExecutor | None = None
         self._scratch: list[Scratch] = []
@@ -222,34 +222,62 @@ class Communicator:
 
     # ------------------------------------------------------------------ how a call is done
 
+    @property
+    def policy(self) -> Policy:
+        """Plans the calls that name no codec; to be changed on all ranks between the same two calls."""
+        return self._planner.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._planner.policy = policy
+
+    @property
+    def draw(self) -> int:
+        """Number of the next operation, for random numbers: a run that is resumed with it goes on as it would have.
+
+        Codecs that round at random draw by it. To be changed on all ranks alike.
+        """
+        return self._sequence + self._draw_ahead
+
+    @draw.setter
+    def draw(self, number: int) -> None:
+        # Tags go by the sequence, which never goes back: what a failed operation left is not taken for another's.
+        self._draw_ahead = number - self._sequence
+
     def plan(
         self,
         collective: str,
         *args: Any,
         codec: str | Codec | None = None,
         algorithm: str | None = None,
-        key: str | None = None,
+        key: str | Sequence[tuple[str, int]] | None = None,
+        policy: Policy | None = None,
         tell: bool = True,
         **options: Any,
     ) -> Operation:
         """Check the arguments of a collective and plan it; every rank that plans has to `run` or `start` it next.
 
         When an argument is wrong the other ranks are told, so that they do not wait for this one; not with `tell`
-        off, for callers that do the operation by other means then.
+        off, for callers that do the operation by other means then. `policy` decides in place of the communicator's own.
         """
-        sequence = next(self._sequence)
+        draw, sequence = self.draw, self._count()
         try:
-            operation = self._planner.prepare(collective, args, How(codec, algorithm, key), options)
+            operation = self._planner.prepare(collective, args, How(codec, algorithm, key, policy), options)
         except (TypeError, ValueError) as error:
             if tell:
                 self._refuse(sequence, error)
             raise
         operation.sequence = sequence
+        operation.draw = draw
         return operation
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks that this one does not take part in the collective that they are at."""
-        self._refuse(next(self._sequence), error)
+        self._refuse(self._count(), error)
+
+    def _count(self) -> int:
+        self._sequence += 1
+        return self._sequence - 1
 
     def _refuse(self, sequence: int, error: Exception) -> None:
         self._transport.notify(sequence, f"{type(error).__name__}: {error}")
@@ -263,6 +291,7 @@ class Communicator:
             operation.plan,
             Envelope(operation.message.flat.dtype, operation.message.flat.size, operation.sequence & 0xFFFFFFFF),
             scratch,
+            draw=operation.draw & 0xFFFFFFFF,
             deadline=self.deadline,
             memory=operation.memory,
             measure_error=self.measure_error,
@@ -283,7 +312,7 @@ class Communicator:
         self.records.add(
             operation.collective,
             plan.algorithm,
-            plan.codec.spec,
+            plan.codec.label,
             operation.message.flat.nbytes,
             exchange.wire_nbytes,
             exchange.raw_nbytes,
@@ -293,11 +322,17 @@ class Communicator:
             plan.reason,
         )
 
-    def start(self, operation: Operation) -> Request:
-        """Do what was planned while the caller goes on."""
+    def start(self, operation: Operation, then: Callable[[], None] | None = None) -> Request:
+        """Do what was planned, and `then` this, while the caller goes on."""
         if self._background is None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")
-        return Request(self._background.submit(self.run, operation))
+
+        def work() -> None:
+            self.run(operation)
+            if then is not None:
+                then()
+
+        return Request(self._background.submit(work))
 
     def allreduce_init(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> Persistent:
         """`allreduce` to be started many times; its arguments are checked now."""

@@ -1,6 +1,7 @@
 """What is remembered of a tensor from call to call: what a codec left out of it, to be added the next time.
 
-Keyed by the tensor's own name, not by a bucket or a position, so that it outlives changes of both.
+Keyed by the tensor's own name, not by a bucket or a position, so that it outlives changes of both: tensors that are
+summed as one message have their residuals side by side, each under its own name.
 
 Source: Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback fixes
 SignSGD", ICML 2019.
@@ -44,6 +45,8 @@ class Residuals:
 
     def __init__(self) -> None:
         self._by_key: dict[str, Memory] = {}
+        # Of messages that consist of several tensors; their residuals are views of these.
+        self._by_keys: dict[tuple[str, ...], Memory] = {}
         self._learning_rate: float | None = None
 
     def get(self, key: str, count: int, dtype: np.dtype, codec: Codec) -> Memory:
@@ -67,6 +70,34 @@ class Residuals:
             )
         return memory
 
+    def together(self, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec) -> Memory:
+        """The memory of a message that consists of several tensors, one after another.
+
+        Each tensor's residual remains its own, and follows it when tensors are put together in another way. What a
+        codec remembers besides belongs to this way, and so do residuals of integers; they start anew then.
+
+        Parameters
+        ----------
+        tensors : sequence of (str, int)
+            Key and number of elements of each.
+        """
+        keys = tuple(key for key, _ in tensors)
+        memory = self._by_keys.get(keys)
+        if memory is not None and self._fits(memory, tensors, dtype, codec):
+            return memory
+        singles = [self.get(key, count, dtype, codec) for key, count in tensors]
+        self._by_keys = {other: m for other, m in self._by_keys.items() if not set(other) & set(keys)}
+        kept = codec.residual_dtype(dtype)
+        memory = self._by_keys[keys] = _join(singles, kept.kind == "f")
+        return memory
+
+    def _fits(self, memory: Memory, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec) -> bool:
+        if memory.residual is None:
+            return not codec.feedback
+        return memory.residual.dtype == codec.residual_dtype(dtype) and all(
+            (found := self._by_key[key].residual) is not None and found.size == count for key, count in tensors
+        )
+
     @property
     def learning_rate(self) -> float | None:
         """The step size that the next calls' gradients are multiplied by; None unless it was set.
@@ -88,10 +119,9 @@ class Residuals:
         if old is None or value is None or old == value:
             return
         for memory in self._by_key.values():
-            if memory.residual is None:
-                continue
-            if memory.residual.dtype.kind == "f":
+            if memory.residual is not None and memory.residual.dtype.kind == "f":
                 memory.residual *= memory.residual.dtype.type(old / value)
+        for memory in (*self._by_key.values(), *self._by_keys.values()):
             for state in memory.states.values():
                 if "scales" in state:  # of a residual of integers
                     state["scales"] *= state["scales"].dtype.type(old / value)
@@ -105,34 +135,59 @@ class Residuals:
         """Forget `key`, or all."""
         if key is None:
             self._by_key.clear()
+            self._by_keys.clear()
         else:
             self._by_key.pop(key, None)
+            self._by_keys = {keys: memory for keys, memory in self._by_keys.items() if key not in keys}
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all, for a checkpoint: dicts of strings, numbers and arrays."""
         return {
             "learning_rate": self._learning_rate,
             "residuals": {key: m.residual.copy() for key, m in self._by_key.items() if m.residual is not None},
-            "states": {
-                key: {
-                    f"{start}:{stop}": {name: np.array(value) for name, value in state.items()}
-                    for (start, stop), state in memory.states.items()
-                    if state
-                }
-                for key, memory in self._by_key.items()
-            },
+            "states": {key: _states(memory) for key, memory in self._by_key.items()},
+            "together": [{"keys": list(keys), "states": _states(memory)} for keys, memory in self._by_keys.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self._learning_rate = state["learning_rate"]
-        self._by_key = {}
+        self._by_key, self._by_keys = {}, {}
         for key, parts in state["states"].items():
             residual = state["residuals"].get(key)
-            memory = self._by_key[key] = Memory(None if residual is None else np.array(residual))
-            for name, values in parts.items():
-                start, _, stop = name.partition(":")
-                memory.states[int(start), int(stop)] = {name: np.array(value) for name, value in values.items()}
+            self._by_key[key] = Memory(None if residual is None else np.array(residual))
+            _put_states(self._by_key[key], parts)
+        for group in state["together"]:
+            memory = self._by_keys[tuple(group["keys"])] = _join([self._by_key[key] for key in group["keys"]], True)
+            _put_states(memory, group["states"])
+
+
+def _join(singles: Sequence[Memory], keep: bool) -> Memory:
+    """One memory whose parts become the residuals of `singles`, with the values that they had where `keep` says so."""
+    residuals = [single.residual for single in singles if single.residual is not None]
+    if not residuals:
+        return Memory(None)
+    joined = np.concatenate(residuals)
+    if not keep:
+        joined[:] = 0
+    edges = np.cumsum([0, *(residual.size for residual in residuals)]).tolist()
+    for single, start, stop in zip(singles, edges, edges[1:], strict=False):
+        single.residual = joined[start:stop]
+    return Memory(joined)
+
+
+def _states(memory: Memory) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        f"{start}:{stop}": {name: np.array(value) for name, value in state.items()}
+        for (start, stop), state in memory.states.items()
+        if state
+    }
+
+
+def _put_states(memory: Memory, parts: dict[str, dict[str, np.ndarray]]) -> None:
+    for part, values in parts.items():
+        start, _, stop = part.partition(":")
+        memory.states[int(start), int(stop)] = {name: np.array(value) for name, value in values.items()}
 
 
 def reshard(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -164,7 +219,16 @@ def reshard(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "learning_rate": states[0]["learning_rate"],
         "residuals": residuals,
         "states": {key: _agreed([state["states"].get(key, {}) for state in states]) for key in keys},
+        "together": [
+            {"keys": group["keys"], "states": _agreed([_group_states(state, group["keys"]) for state in states])}
+            for group in states[0]["together"]
+            if set(group["keys"]) <= set(keys)
+        ],
     }
+
+
+def _group_states(state: dict[str, Any], keys: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    return next((group["states"] for group in state["together"] if group["keys"] == keys), {})
 
 
 def _agreed(states: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, np.ndarray]]:

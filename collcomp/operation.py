@@ -37,13 +37,24 @@ class How:
     ----------
     codec : str or Codec, optional
     algorithm : str, optional
-    key : str, optional
-        Name of the tensor, for codecs that keep a residual.
+    key : str or sequence of (str, int), optional
+        Name of the tensor, for codecs that keep a residual; names and lengths where the message consists of several.
+    policy : Policy, optional
+        Decides where there is no codec, in place of the communicator's own.
     """
 
     codec: str | Codec | None = None
     algorithm: str | None = None
-    key: str | None = None
+    key: str | Sequence[tuple[str, int]] | None = None
+    policy: Policy | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The key in one string."""
+        if self.key is None or isinstance(self.key, str):
+            return self.key
+        first, *others = (name for name, _ in self.key)
+        return f"{first} and {len(others)} more" if others else first
 
 
 @dataclass(slots=True)
@@ -65,6 +76,8 @@ class Operation:
         What is remembered of the tensor, where the codec remembers anything.
     sequence : int
         Its number on its communicator, equal on all ranks.
+    draw : int
+        The number that codecs draw random numbers by, equal on all ranks.
     """
 
     collective: str
@@ -75,6 +88,7 @@ class Operation:
     key: str | None = None
     memory: Memory | None = None
     sequence: int = 0
+    draw: int = 0
 
     @property
     def native(self) -> bool:
@@ -252,7 +266,7 @@ class Planner:
     ) -> Operation:
         flat = message.flat
         nbytes = flat.nbytes if nbytes is None else nbytes
-        call = Call(collective, nbytes, flat.dtype, op, self.size, how.key, uniform)
+        call = Call(collective, nbytes, flat.dtype, op, self.size, how.label, uniform)
         plan = self._plan(call, how)
         memory = None
         if plan.algorithm != NATIVE:
@@ -260,12 +274,20 @@ class Planner:
             if message.device != "cpu":
                 raise TypeError(f"buffer: on {message.device}, codec {plan.codec.spec!r} has kernels for cpu only")
             if plan.codec.needs_key and op is not None and how.key is not None:
-                memory = self.residuals.get(how.key, flat.size, flat.dtype, plan.codec)
-        return Operation(collective, plan, message, args, outputs, how.key, memory)
+                memory = self._memory(how.key, flat, plan.codec)
+        return Operation(collective, plan, message, args, outputs, how.label, memory)
+
+    def _memory(self, key: str | Sequence[tuple[str, int]], flat: Any, codec: Codec) -> Memory:
+        if isinstance(key, str):
+            return self.residuals.get(key, flat.size, flat.dtype, codec)
+        total = sum(count for _, count in key)
+        if total != flat.size:
+            raise ValueError(f"key: the tensors have {total} elements together, the message has {flat.size}")
+        return self.residuals.together(key, flat.dtype, codec)
 
     def _plan(self, call: Call, how: How) -> Plan:
         if how.codec is None:
-            plan = self.policy.plan(call)
+            plan = (how.policy or self.policy).plan(call)
             if how.algorithm is not None:
                 plan = plan_for(call, plan.codec, how.algorithm)
         elif how.codec == "none":
@@ -307,6 +329,8 @@ def _check_algorithm(plan: Plan, collective: str) -> None:
     required = REQUIRED.get(plan.algorithm)
     if required is not None and not getattr(plan.codec, required):
         raise ValueError(f"algorithm: {plan.algorithm!r} needs a codec that is {required}, {plan.codec.spec!r} is not")
+    if plan.codec.fixed_count is not None and collective == "allreduce" and plan.algorithm != "summed":
+        raise ValueError(f"algorithm: {plan.algorithm!r} cuts messages, {plan.codec.spec!r} encodes them in one piece")
 
 
 def _check_pair(send: Buffer, recv: Buffer) -> None:

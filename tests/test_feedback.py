@@ -138,3 +138,156 @@ def test_reshard_keeps_the_mean(size):
 def test_reshard_of_nothing():
     with pytest.raises(ValueError, match="states"):
         reshard([])
+
+
+# Messages that consist of several tensors.
+
+TENSORS = [("a", 2), ("b", 3), ("c", 4)]
+
+
+def joined(residuals, *names, dtype=F32, codec=LOSSY):
+    return residuals.together([tensor for tensor in TENSORS if tensor[0] in names], dtype, codec)
+
+
+def test_residuals_lie_side_by_side():
+    residuals = Residuals()
+    memory = joined(residuals, "a", "b", "c")
+    assert memory.residual.tolist() == [0] * 9
+    memory.residual[...] = range(9)
+    assert [residuals.get(key, n, F32, LOSSY).residual.tolist() for key, n in TENSORS] == [
+        [0, 1],
+        [2, 3, 4],
+        [5, 6, 7, 8],
+    ]
+    residuals.get("b", 3, F32, LOSSY).residual[1] = 30  # the same memory
+    assert memory.residual[3] == 30
+    assert joined(residuals, "a", "b", "c") is memory
+    assert residuals.norm("a") == 1
+
+
+def test_residuals_move_when_tensors_are_regrouped():
+    residuals = Residuals()
+    memory = joined(residuals, "a", "b", "c")
+    memory.residual[...] = range(9)
+    memory.part(slice(0, 9))[1]["calls"] = np.array(3)
+    other = joined(residuals, "a", "c")
+    assert other.residual.tolist() == [0, 1, 5, 6, 7, 8]
+    assert other.part(slice(0, 9))[1] == {}  # belongs to the way in which they were put together
+    other.residual += 100
+    alone = residuals.get("b", 3, F32, LOSSY)
+    assert alone.residual.tolist() == [2, 3, 4]
+    alone.residual += 200
+    back = joined(residuals, "a", "b", "c")
+    assert back.residual.tolist() == [100, 101, 202, 203, 204, 105, 106, 107, 108]
+    assert back.part(slice(0, 9))[1] == {}
+    swapped = residuals.together([("b", 3), ("a", 2)], F32, LOSSY)
+    assert swapped.residual.tolist() == [202, 203, 204, 100, 101]
+
+
+def test_groups_that_share_no_tensor_stay():
+    residuals = Residuals()
+    first, second = joined(residuals, "a"), joined(residuals, "b", "c")
+    assert (joined(residuals, "a"), joined(residuals, "b", "c")) == (first, second)
+
+
+def test_residuals_of_integers_start_anew():
+    codec = as_codec("loco")
+    kept = codec.residual_dtype(F32)
+    assert kept.kind == "i"
+    residuals = Residuals()
+    memory = joined(residuals, "a", "b", codec=codec)
+    memory.residual[...] = 1
+    assert joined(residuals, "a", "b", codec=codec) is memory
+    assert memory.residual.tolist() == [1] * 5
+    assert joined(residuals, "b", "c", codec=codec).residual.tolist() == [0] * 7  # their scales were the others'
+
+
+def test_without_feedback_nothing_is_kept():
+    residuals = Residuals()
+    plain = as_codec("int4")
+    memory = joined(residuals, "a", "b", codec=plain)
+    assert memory.residual is None
+    assert joined(residuals, "a", "b", codec=plain) is memory
+    with pytest.raises(ValueError, match="key: 'a' was used without feedback, now for 'int4:feedback'"):
+        joined(residuals, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dtype"), [([("a", 2), ("b", 4)], F32), ([("a", 3), ("b", 3)], F32), ([("a", 2), ("b", 3)], F64)]
+)
+def test_other_counts_under_the_same_keys(tensors, dtype):
+    residuals = Residuals()
+    joined(residuals, "a", "b")
+    with pytest.raises(ValueError, match=r"key: '[ab]' was used for . elements of float32, now for"):
+        residuals.together(tensors, dtype, LOSSY)
+    assert joined(residuals, "a", "b").residual.size == 5
+
+
+def test_reset_of_one_of_several():
+    residuals = Residuals()
+    joined(residuals, "a", "b").residual[...] = 1
+    residuals.reset("a")
+    assert joined(residuals, "a", "b").residual.tolist() == [0, 0, 1, 1, 1]
+    residuals.reset()
+    assert joined(residuals, "a", "b").residual.tolist() == [0] * 5
+
+
+def test_groups_in_a_checkpoint():
+    residuals = Residuals()
+    memory = joined(residuals, "a", "b")
+    memory.residual[...] = range(5)
+    memory.part(slice(0, 5))[1]["calls"] = np.array(3)
+    saved = residuals.state_dict()
+    memory.residual[...] = 0
+    memory.part(slice(0, 5))[1]["calls"] = np.array(4)
+    for key, _ in TENSORS[:2]:
+        assert saved["residuals"][key].base is None  # no views of what goes on
+    other = Residuals()
+    other.load_state_dict(saved)
+    loaded = joined(other, "a", "b")
+    assert loaded.residual.tolist() == [0, 1, 2, 3, 4]
+    assert loaded.part(slice(0, 5))[1]["calls"] == 3
+    loaded.residual += 1
+    assert other.get("b", 3, F32, LOSSY).residual.tolist() == [3, 4, 5]
+    assert saved["residuals"]["b"].tolist() == [2, 3, 4]
+    assert joined(other, "b", "c").residual.tolist() == [3, 4, 5, 0, 0, 0, 0]
+
+
+def test_integers_in_a_checkpoint():
+    codec = as_codec("loco")
+    residuals = Residuals()
+    joined(residuals, "a", "b", codec=codec).residual[...] = [1, 2, 3, 4, 5]
+    other = Residuals()
+    other.load_state_dict(residuals.state_dict())
+    assert joined(other, "a", "b", codec=codec).residual.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_learning_rate_scales_a_group_once():
+    residuals = Residuals()
+    residuals.learning_rate = 1.0
+    memory = joined(residuals, "a", "b")
+    memory.residual[...] = range(5)
+    memory.part(slice(0, 5))[1]["scales"] = np.array([8.0])
+    residuals.learning_rate = 0.5
+    assert memory.residual.tolist() == [0, 2, 4, 6, 8]
+    assert memory.part(slice(0, 5))[1]["scales"] == 16
+    assert joined(residuals, "a", "b") is memory
+
+
+def test_reshard_of_groups():
+    states = []
+    for rank in range(2):
+        residuals = Residuals()
+        memory = joined(residuals, "a", "b")
+        memory.residual[...] = np.arange(5) + rank
+        memory.part(slice(0, 5))[1].update(same=np.arange(3))
+        memory.part(slice(0, 2))[1].update(own=np.array(rank))
+        joined(residuals, "c", codec=as_codec("loco")).residual[...] = 1
+        states.append(residuals.state_dict())
+    fresh = Residuals()
+    fresh.load_state_dict(reshard(states))
+    memory = joined(fresh, "a", "b")
+    assert memory.residual.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert memory.part(slice(0, 5))[1]["same"].tolist() == [0, 1, 2]
+    assert memory.part(slice(0, 2))[1] == {}
+    assert not joined(fresh, "c", codec=as_codec("loco")).residual.any()

@@ -110,6 +110,14 @@ class Records:
         if len(self._fresh) >= self._capacity:
             self._settle()
 
+    def clear(self) -> None:
+        """Forget all; totals too."""
+        self._settle()
+        with self._lock:
+            self._kept.clear()
+            self._totals.clear()
+            self._settled = 0
+
     def __len__(self) -> int:
         self._settle()
         return len(self._kept)

@@ -7,7 +7,7 @@ from helpers import BF16, F16, F32, F64
 
 from collcomp.codecs import CODECS, Identity, as_codec
 from collcomp.codecs.libraries import has_library
-from collcomp.policies import Call, Fixed, is_float, plan_for, unsuited
+from collcomp.policies import ByCollective, Call, Fixed, is_float, plan_for, unsuited
 
 INSTALLED = [name for name, cls in CODECS.items() if has_library(cls.library)]
 
@@ -103,3 +103,13 @@ def test_a_rank_that_knows_its_own_block_only_decides_the_same():
         plans = {policy.plan(call(collective, n, op=None, uniform=False)).algorithm for n in (1, 1 << 30)}
         assert len(plans) == 1
         assert len({plan_for(call(collective, n, op=None), as_codec("int8")) for n in (1, 1 << 30)}) == 1
+
+
+def test_by_collective():
+    policy = ByCollective({"allreduce": Fixed(as_codec("int8"), 100), "send": Fixed(as_codec("bf16"))})
+    assert policy.plan(call()).codec == as_codec("int8")
+    assert "99 bytes are fewer than min_nbytes=100" in policy.plan(call(nbytes=99)).reason
+    for collective in ("reduce", "reduce_scatter", "allgather", "bcast"):
+        plan = policy.plan(call(collective, op=None))
+        assert (plan.algorithm, plan.codec, plan.reason) == ("native", Identity(), "")
+    assert ByCollective().plan(call()).algorithm == "native"
