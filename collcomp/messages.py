@@ -119,6 +119,10 @@ class Messages:
         """A request that is over when `transfer` is, without anybody waiting for it."""
         return self._watcher.watch(transfer.request, transfer.complete, transfer.deadline)
 
+    def close(self) -> None:
+        """Release the transport."""
+        self._transport.close()
+
     def _codec_for(self, values: np.ndarray, codec: str | Codec | None) -> Codec:
         chosen = Identity() if codec is None else as_codec(codec)
         call = Call("send", values.nbytes, values.dtype, None, self._transport.size, uniform=False)

@@ -17,7 +17,7 @@ import numpy as np
 from collcomp.codecs import Codec, Identity, Nonzeros, Packed
 from collcomp.codecs.base import working_dtype
 from collcomp.collectives.plan import Plan
-from collcomp.errors import DeadlineError, FrameError
+from collcomp.errors import DeadlineError, FrameError, TransportError
 from collcomp.feedback import Memory
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 from collcomp.scratch import Scratch
@@ -95,6 +95,8 @@ class Exchange:
         Memory for frames; nothing else may use it until `finish` has returned.
     deadline : float
         Seconds without anything arriving or leaving after which the operation fails.
+    draw : int
+        What codecs draw random numbers by, equal on all ranks and different for each operation.
     memory : Memory, optional
         What is remembered of the whole message, for codecs that remember.
     measure_error : bool
@@ -109,6 +111,7 @@ class Exchange:
         scratch: Scratch,
         *,
         deadline: float,
+        draw: int = 0,
         memory: Memory | None = None,
         measure_error: bool = False,
     ) -> None:
@@ -132,8 +135,8 @@ class Exchange:
         self._deadline = deadline
         self._tag = envelope.sequence * _CHANNELS
         #: Numbers of random streams: this rank's own, and one that all ranks draw alike.
-        self.stream = (envelope.sequence * self.size + self.rank) * 0x9E3779B97F4A7C15
-        self.shared_stream = envelope.sequence
+        self.stream = (draw * self.size + self.rank) * 0x9E3779B97F4A7C15
+        self.shared_stream = draw
         # What is under way, and beside each request who waits for it.
         self._requests: list[Request] = []
         self._owners: list[_Sending | _Expected] = []
@@ -463,9 +466,7 @@ class Exchange:
             if self._advance(_LOOK_S):
                 idle_since = None
                 continue
-            notice = self.transport.notice(self.envelope.sequence)
-            if notice is not None:
-                raise _GivenUpElsewhereError(f"rank {notice[0]} gave up on this operation: {notice[1]}")
+            self._heed_notice()
             now = time.monotonic()
             idle_since = idle_since or now
             if now - idle_since > self._deadline:
@@ -479,8 +480,17 @@ class Exchange:
         if not isinstance(error, _GivenUpElsewhereError):
             self.transport.notify(self.envelope.sequence, f"{type(error).__name__}: {error}")
 
+    def _heed_notice(self) -> None:
+        notice = self.transport.notice(self.envelope.sequence)
+        if notice is not None:
+            raise _GivenUpElsewhereError(f"rank {notice[0]} gave up on this operation: {notice[1]}")
+
     def _advance(self, timeout: float) -> bool:
-        done = self.transport.wait_some(self._requests, timeout)
+        try:
+            done = self.transport.wait_some(self._requests, timeout)
+        except TransportError:
+            self._heed_notice()  # a rank that gave up and then left has said why
+            raise
         owners = [self._owners[i] for i in done]
         for i in sorted(done, reverse=True):
             del self._requests[i], self._owners[i]

@@ -1,4 +1,4 @@
-"""Bytes between ranks. `mpi` is imported by name, because it initialises MPI."""
+"""Bytes between ranks. `mpi` and `shared` are imported by name, because they initialise MPI; `tcp` needs none."""
 
 from collcomp.transports.base import Request, Transport
 from collcomp.transports.local import LocalTransport, local_transports
