@@ -20,7 +20,7 @@ from collcomp.codecs import CODECS, Codec, as_codec
 from collcomp.codecs.libraries import has_library
 from collcomp.frame import Envelope, Frame
 from collcomp.kernels import cpu
-from collcomp.run import parse_nbytes
+from collcomp.units import parse_nbytes
 
 from .arguments import codec_name, split_specs
 

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from collcomp.run import parse_nbytes, run_program
+    from collcomp.run import run_program
+    from collcomp.units import parse_nbytes
 
     return run_program(
         arguments.program,

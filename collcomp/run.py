@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import runpy
 import sys
 import traceback
@@ -13,17 +12,7 @@ from collcomp.codecs import as_codec
 from collcomp.diagnosis import Records, Total
 from collcomp.policies import DEFAULT_MIN_NBYTES
 
-__all__ = ["parse_nbytes", "report_table", "run_program"]
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def parse_nbytes(text: str, name: str) -> int:
-    """Bytes from ``"512"``, ``"64K"``, ``"1M"``, ``"2G"`` (powers of 1024); `ValueError` names the argument `name`."""
-    match = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{name}: {text!r} is no size; write 512, 64K, 1M or 2G")
-    return int(match[1]) * _UNITS[match[2].upper()]
+__all__ = ["report_table", "run_program"]
 
 
 def run_program(

@@ -1,0 +1,17 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["parse_nbytes"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_nbytes(text: str, name: str) -> int:
+    """Bytes from ``"512"``, ``"64K"``, ``"1M"``, ``"2G"`` (powers of 1024); `ValueError` names the argument `name`."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{name}: {text!r} is no size; write 512, 64K, 1M or 2G")
+    return int(match[1]) * _UNITS[match[2].upper()]
