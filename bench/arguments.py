@@ -7,12 +7,26 @@ from pathlib import Path
 
 from collcomp.codecs import Codec, as_codec
 from collcomp.codecs.registry import CODECS
-from collcomp.run import parse_nbytes
+from collcomp.units import parse_nbytes
 
-__all__ = ["NO_CODEC", "check_file", "codec_name", "parse_codecs", "parse_sizes", "split_specs"]
+__all__ = [
+    "NO_CODEC",
+    "TORCH_HOOKS",
+    "check_file",
+    "codec_name",
+    "parse_codecs",
+    "parse_methods",
+    "parse_sizes",
+    "split_specs",
+]
 
 NO_CODEC = "none"
 """What native MPI is called in a list of codecs."""
+
+TORCH_HOOKS = ("torch:fp16", "torch:powersgd", "torch:powersgd:rank=8")
+"""What PyTorch's own communication hooks are called there, where a benchmark has them."""
+
+_NAMES = (NO_CODEC, "torch", *CODECS)
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -68,8 +82,7 @@ def split_specs(text: str) -> list[str]:
     """
     specs: list[str] = []
     for part in text.split(","):
-        starts = codec_name(part) in (NO_CODEC, *CODECS)
-        if specs and ":" in specs[-1] and not starts:
+        if specs and ":" in specs[-1] and codec_name(part) not in _NAMES:
             specs[-1] += "," + part.strip()
         else:
             specs.append(part.strip())
@@ -81,19 +94,37 @@ def parse_codecs(text: str) -> list[Codec | None]:
 
     Examples
     --------
-    >>> parse_codecs("none,int4:block=128,rounding=stochastic,int8")
-    [None, Int4(block=128, rounding='stochastic', seed=0, feedback=False), Int8(block=256, rounding='nearest', seed=0,\
- feedback=False)]
+    >>> [codec and codec.spec for codec in parse_codecs("none,int4:block=128,rounding=stochastic,int8")]
+    [None, 'int4:block=128,rounding=stochastic', 'int8']
     """
-    codecs: list[Codec | None] = []
+    return list(dict.fromkeys(_codec(spec) for spec in split_specs(text)))
+
+
+def parse_methods(text: str) -> list[str]:
+    """Specs of codecs as they call themselves, ``"none"`` and `TORCH_HOOKS`, between commas.
+
+    Examples
+    --------
+    >>> parse_methods("none,torch:powersgd,topk:ratio=0.010,feedback")
+    ['none', 'torch:powersgd', 'topk:ratio=0.01,feedback']
+    """
+    methods = []
     for spec in split_specs(text):
-        try:
-            codec = None if spec == NO_CODEC else as_codec(spec)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--codec: {error}") from None
-        if codec not in codecs:
-            codecs.append(codec)
-    return codecs
+        if spec in TORCH_HOOKS:
+            methods.append(spec)
+        elif codec_name(spec) == "torch":
+            raise ValueError(f"--codec: {spec!r} is no hook of PyTorch's that is measured: {', '.join(TORCH_HOOKS)}")
+        else:
+            codec = _codec(spec)
+            methods.append(NO_CODEC if codec is None else codec.spec)
+    return list(dict.fromkeys(methods))
+
+
+def _codec(spec: str) -> Codec | None:
+    try:
+        return None if spec == NO_CODEC else as_codec(spec)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--codec: {error}") from None
 
 
 def check_file(path: str | None, option: str) -> None:

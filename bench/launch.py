@@ -61,6 +61,7 @@ _TORCH_LINK_ENVIRONMENT = {
     "MASTER_ADDR": testbed.rank_address(0),
     "MASTER_PORT": "29500",
     "GLOO_SOCKET_IFNAME": testbed.INTERFACE,
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # no warnings that these addresses have no names
 }
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .table import bytes_text
 
 if TYPE_CHECKING:
     from .osu.driver import Row
-    from .train import Result
+    from .train import digits, results
 
-__all__ = ["plot_times", "plot_training"]
+__all__ = ["plot_losses", "plot_times", "plot_training"]
 
 
 def plot_times(rows: Sequence[Row], path: str) -> None:
@@ -44,7 +45,7 @@ def plot_times(rows: Sequence[Row], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_training(results: Sequence[Result], path: str) -> None:
+def plot_training(results: Sequence[digits.Result], path: str) -> None:
     """Test accuracy against the time of a step, a point for each run."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
@@ -64,6 +65,31 @@ def plot_training(results: Sequence[Result], path: str) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_losses(runs: Sequence[results.Result], path: str) -> None:
+    """Validation loss against time and against bytes, the mean of the seeds; bytes only where they were counted."""
+    plt = _pyplot()
+    counted = runs[0].wire_bytes is not None
+    panels = [("seconds", 1, "training time, s")] + counted * [("nbytes", 1e-6, "sent by the busiest rank, MB")]
+    figure, row = plt.subplots(
+        ncols=len(panels), figsize=(6.5 * len(panels), 5.5), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, (attribute, scale, label) in zip(row[0], panels, strict=True):
+        for codec in dict.fromkeys(run.codec for run in runs):
+            # As far as all seeds went, without the untrained model, which has no place on a logarithmic axis.
+            points = list(zip(*(run.curve[1:] for run in runs if run.codec == codec), strict=False))
+            axes.plot(
+                [scale * fmean(getattr(point, attribute) for point in step) for step in points],
+                [fmean(point.loss for point in step) for step in points],
+                label=codec,
+            )
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3, which="both")
+    row[0][0].set_ylabel("validation loss, nats a character")
+    row[0][0].legend()
+    figure.suptitle(f"{runs[0].model}, {runs[0].ranks} ranks, link {runs[0].link}")
     figure.savefig(path, dpi=150)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collcomp.bench import launch
-from collcomp.bench.mlp import Mlp
+from collcomp.bench.train.mlp import Mlp
 from collcomp.errors import CollcompError
 
 

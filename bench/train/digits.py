@@ -1,13 +1,10 @@
-"""``collcomp bench train``: a classifier of handwritten digits, trained by data-parallel ranks."""
+"""A classifier of handwritten digits, trained by data-parallel ranks over MPI."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,12 +12,13 @@ import numpy as np
 
 from collcomp.codecs import Codec
 
-from .arguments import NO_CODEC, check_file, parse_codecs
+from ..arguments import NO_CODEC
+from ..ranks import World, progress_bar, show
+from ..table import Column, header, line, number
 from .mlp import Mlp
-from .ranks import MeasurementError, World, launch_or_run, progress_bar, show
-from .table import Column, header, line, number
+from .replicas import check_replicas
 
-__all__ = ["Data", "Result", "digits", "run", "train"]
+__all__ = ["Data", "Result", "digits", "tabulate", "train"]
 
 _WIDTHS = (64, 512, 512, 10)
 _BATCH = 32
@@ -68,43 +66,6 @@ class Result:
     accuracy: float
     step_seconds: float
     wire_bytes: float
-
-
-def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Train with each codec and each seed and print a table; the exit status."""
-    codecs = parse_codecs(options.codec)
-    for option, value, fewest in (
-        ("--seeds", options.seeds, 1),
-        ("--epochs", options.epochs, 1),
-        ("--ranks", options.ranks, 1),
-    ):
-        if value is not None and value < fewest:
-            raise ValueError(f"{option}: {value} is too few, {fewest} at least")
-    check_file(options.json, "--json")
-    check_file(options.plot, "--plot")
-
-    def body(world: World) -> int:
-        results = _tabulate(world, codecs, options.seeds, options.epochs)
-        if world.rank == 0:
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump([asdict(result) for result in results], file, indent=1)
-                    file.write("\n")
-            if options.plot:
-                from .plot import plot_training
-
-                plot_training(results, options.plot)
-        return 0
-
-    return launch_or_run(
-        ["train", *argv],
-        body,
-        ranks=options.ranks,
-        default_ranks=4,
-        link=options.link,
-        default_link="200mbit",
-        mpi=options.mpi,
-    )
 
 
 def digits(seed: int) -> Data:
@@ -160,7 +121,7 @@ def train(world: World, comm: Any, codec: Codec | None, seed: int, epochs: int, 
     wire_bytes = ledger.sent() / len(seconds)
     slowest = np.array(seconds)
     world.comm.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
-    _check_replicas(world, model)
+    check_replicas(world, model.parameters.values())
     loss, accuracy = model.evaluate(data.test_x, data.test_y)
     return Result(
         model=model.name,
@@ -209,15 +170,8 @@ class _Ledger:
         )
 
 
-def _check_replicas(world: World, model: Mlp) -> None:
-    digest = 0
-    for value in model.parameters.values():
-        digest = zlib.crc32(value.data, digest)
-    if len(set(world.comm.allgather(digest))) > 1:
-        raise MeasurementError("the ranks have not ended with the same weights")
-
-
-def _tabulate(world: World, codecs: Sequence[Codec | None], seeds: int, epochs: int) -> list[Result]:
+def tabulate(world: World, codecs: Sequence[Codec | None], seeds: int, epochs: int) -> list[Result]:
+    """Train with each codec and each seed and print a table."""
     from collcomp.mpi import Comm
 
     comm = Comm(world.comm)
