@@ -9,9 +9,11 @@ from typing import NoReturn
 
 from collcomp.errors import CollcompError
 
+from . import torch_backend
 from .osu import COLLECTIVES
 from .osu import command as osu
 from .ranks import print_once
+from .train import command as training
 
 __all__ = ["main"]
 
@@ -57,17 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         collective.add_argument("--plot", metavar="FILE.png", help="plot time against size")
         collective.set_defaults(run=lambda options, rest, name=name: osu.run(name, options, rest))
 
-    train = what.add_parser("train", help="train a classifier with compressed gradients")
-    train.add_argument(
-        "--codec",
-        default="none,bf16,int8,int4:feedback,topk:ratio=0.01,feedback",
-        help="codecs between commas (default: %(default)s)",
-    )
-    train.add_argument("--seeds", type=int, default=3, help="runs of each codec (default: %(default)s)")
-    train.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
+    train = what.add_parser("train", help="train a classifier or a transformer with compressed gradients")
+    training.add_options(train)
     _add_ranks(train, "4", "200mbit")
-    train.add_argument("--plot", metavar="FILE.png", help="plot accuracy against time")
-    train.set_defaults(run=_train)
+    train.add_argument("--plot", metavar="FILE.png", help="plot accuracy, or loss, against time")
+    train.set_defaults(run=training.run)
+
+    torch = what.add_parser("torch", help="PyTorch's all_reduce by gloo and by our backend, with codecs and without")
+    torch_backend.add_options(torch)
+    _add_ranks(torch, "2", "shm")
+    torch.set_defaults(run=torch_backend.run)
 
     demo = what.add_parser("demo", help="native MPI against int8, int4 and topk over 200 Mbit/s, in a minute or two")
     demo.set_defaults(run=_demo)
@@ -83,12 +84,6 @@ def _add_ranks(parser: argparse.ArgumentParser, ranks: str, link: str) -> None:
     )
     parser.add_argument("--mpi", choices=("mpich", "openmpi"), help="insist on this MPI (default: what is installed)")
     parser.add_argument("--json", metavar="FILE", help="write all rows")
-
-
-def _train(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from .train import run
-
-    return run(options, argv)
 
 
 def _demo(options: argparse.Namespace, argv: Sequence[str]) -> int:
