@@ -109,7 +109,8 @@ def test_ranks_end_with_the_process_that_launched_them(link, tmp_path, signum):
         "from mpi4py import MPI; time.sleep(100)"
     )
     program = (
-        "import sys; from collcomp.bench.launch import launch; launch(sys.argv[1:3] + sys.argv[4:], 2, sys.argv[3])"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"  # shells may have it ignored
+        "from collcomp.bench.launch import launch; launch(sys.argv[1:3] + sys.argv[4:], 2, sys.argv[3])"
     )
     command = [sys.executable, "-c", program, "-c", rank, link, str(ranks)]
     process = subprocess.Popen(
