@@ -35,12 +35,16 @@ class _Compressed:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def _start(self, group: dist.ProcessGroup, collective: str, output: torch.Tensor, *args: Any) -> Work | None:
-        """The compressed operation, or None where it is the group's own."""
-        if why_foreign([output]):
-            return None
+        """The compressed operation; None where it is the group's own, with a record that says why."""
         engine = engine_of(group)
-        operation = engine.plan(collective, *args, policy=self._policy, key=self._key)
-        return None if operation.native else Work(engine.start(operation), [output])
+        reason = why_foreign([output])
+        if not reason:
+            operation = engine.plan(collective, *args, policy=self._policy, key=self._key)
+            if not operation.native:
+                return Work(engine.start(operation), [output])
+            reason = operation.plan.reason
+        engine.records.add(collective, "native", "none", output.nbytes, None, None, 0.0, reason=reason)
+        return None
 
 
 class AllGather(_Compressed):
