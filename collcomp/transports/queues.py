@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, MutableMapping
+from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["take_oldest"]
+import numpy as np
+
+__all__ = ["RoutedRequest", "take_oldest"]
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ItemT = TypeVar("ItemT")
+
+
+@dataclass(slots=True, eq=False)
+class RoutedRequest:
+    """A send or receive that its transport itself completes, or has found an error with."""
+
+    data: np.ndarray
+    source: int
+    tag: int
+    complete: bool = False
+    error: Exception | None = None
 
 
 def take_oldest(queues: MutableMapping[KeyT, deque[ItemT]], route: KeyT) -> ItemT | None:

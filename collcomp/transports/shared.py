@@ -25,7 +25,7 @@ from mpi4py import MPI
 from collcomp.errors import FrameError, TransportError
 from collcomp.transports.base import Request
 from collcomp.transports.mpi import MpiTransport
-from collcomp.transports.queues import take_oldest
+from collcomp.transports.queues import RoutedRequest, take_oldest
 
 __all__ = ["SharedMemoryTransport", "mpi_transport"]
 
@@ -70,17 +70,6 @@ class _Place:
     nbytes: int
 
 
-@dataclass(slots=True, eq=False)
-class _SharedRequest:
-    """A frame lent, complete when it was released; or the one borrowed."""
-
-    data: np.ndarray
-    source: int
-    tag: int
-    complete: bool = False
-    error: Exception | None = None
-
-
 def _machine() -> str:
     """Equal where processes can see each other's memory files and belong together; empty where there are none.
 
@@ -119,8 +108,8 @@ class SharedMemoryTransport(MpiTransport):
         self._mapped: dict[int, OrderedDict[int, np.ndarray]] = {rank: OrderedDict() for rank in range(self.size)}
         self._pids: list[int] = []
         self._lock = threading.Lock()
-        self._lent: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
-        self._borrowed: dict[tuple[int, int], deque[_SharedRequest]] = defaultdict(deque)
+        self._lent: dict[tuple[int, int], deque[RoutedRequest]] = defaultdict(deque)
+        self._borrowed: dict[tuple[int, int], deque[RoutedRequest]] = defaultdict(deque)
         self._arrivals: dict[tuple[int, int], deque[_Place]] = defaultdict(deque)
         self._sources = [rank for rank in range(self.size) if rank != self.rank]
         self._inboxes = [bytearray(_NOTE.size) for _ in self._sources]
@@ -158,14 +147,14 @@ class SharedMemoryTransport(MpiTransport):
 
     def lend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         slab = self._slab_of(buf)
-        request = _SharedRequest(buf, self.rank, tag)
+        request = RoutedRequest(buf, self.rank, tag)
         with self._lock:
             self._lent[dest, tag].append(request)
             self._tell(dest, _FRAME, tag, slab.serial, slab.fd, buf.ctypes.data - slab.start, buf.size)
         return request
 
     def borrow(self, source: int, tag: int) -> Request:
-        request = _SharedRequest(_NOTHING, source, tag)
+        request = RoutedRequest(_NOTHING, source, tag)
         with self._lock:
             place = take_oldest(self._arrivals, (source, tag))
             if place is not None:
@@ -180,7 +169,7 @@ class SharedMemoryTransport(MpiTransport):
                 self._tell(request.source, _READ, request.tag, 0, 0, 0, 0)
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        gone = {id(request) for request in requests if isinstance(request, _SharedRequest)}
+        gone = {id(request) for request in requests if isinstance(request, RoutedRequest)}
         super().cancel([request for request in requests if id(request) not in gone])
         with self._lock:
             for queues in (self._lent, self._borrowed):
@@ -207,12 +196,12 @@ class SharedMemoryTransport(MpiTransport):
                         self._read_note(source, *note)
             except MPI.Exception as error:
                 raise TransportError(f"MPI: {error.Get_error_string()}") from error
-        done = [i for i, request in enumerate(requests) if isinstance(request, _SharedRequest) and request.complete]
+        done = [i for i, request in enumerate(requests) if isinstance(request, RoutedRequest) and request.complete]
         for i in done:
             problem = requests[i].error  # type: ignore[attr-defined]
             if problem is not None:
                 raise problem
-        others = [i for i, request in enumerate(requests) if not isinstance(request, _SharedRequest)]
+        others = [i for i, request in enumerate(requests) if not isinstance(request, RoutedRequest)]
         if others:
             done += [others[i] for i in super()._completed([requests[i] for i in others])]
         return done
@@ -228,7 +217,7 @@ class SharedMemoryTransport(MpiTransport):
         elif kind == _FRAME:  # the operation has not begun here, or was given up
             self._arrivals[route].append(_Place(*place))
 
-    def _accept(self, request: _SharedRequest, place: _Place) -> None:
+    def _accept(self, request: RoutedRequest, place: _Place) -> None:
         # What is wrong is told to whoever waits for this frame, not to whoever happened to read the note.
         request.complete = True
         try:

@@ -22,6 +22,7 @@ from collcomp.errors import CollcompError, FrameError, TransportError
 from collcomp.transports.base import Request, Transport
 from collcomp.transports.bootstrap import Guest, Listener, Store, connect
 from collcomp.transports.matching import ANY, Matching
+from collcomp.transports.queues import RoutedRequest
 from collcomp.transports.stream import MESSAGE, NOTICE, Arriving, Outgoing, Stream
 
 __all__ = ["Store", "TcpTransport"]
@@ -40,21 +41,12 @@ _CLOSING_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class _TcpRequest:
-    data: np.ndarray
-    source: int
-    tag: int
-    complete: bool = False
-    error: CollcompError | None = None
-
-
-@dataclass(slots=True, eq=False)
 class _Peer:
     """Another rank, and what goes there."""
 
     rank: int
-    stream: Stream[_TcpRequest] | None = None
-    queue: deque[Outgoing[_TcpRequest]] = field(default_factory=deque)
+    stream: Stream[RoutedRequest] | None = None
+    queue: deque[Outgoing[RoutedRequest]] = field(default_factory=deque)
     #: Whether its socket is watched for room to write.
     watched: bool = False
     #: Whether this rank needs it, and since when it has waited for its connection.
@@ -111,8 +103,8 @@ class TcpTransport(Transport):
         self._closed = False
         self._peers = [_Peer(other) for other in range(size)]
         self._others = [peer for peer in self._peers if peer.rank != rank]
-        self._receives: Matching[_TcpRequest] = Matching()
-        self._arrivals: Matching[Arriving[_TcpRequest]] = Matching()
+        self._receives: Matching[RoutedRequest] = Matching()
+        self._arrivals: Matching[Arriving[RoutedRequest]] = Matching()
         self._notices: dict[int, tuple[int, str]] = {}
         self._left: tuple[int, str] | None = None
         self._guests: list[Guest] = []
@@ -131,13 +123,13 @@ class TcpTransport(Transport):
         peer = self._peer("dest", dest)
         if tag < 0:
             raise ValueError(f"tag: {tag} is negative")
-        send = _TcpRequest(buf, self.rank, tag)
+        send = RoutedRequest(buf, self.rank, tag)
         with self._changed:
             self._connect()
             if not self._need(peer, send):
                 return send
             if dest == self.rank:
-                message: Arriving[_TcpRequest] = Arriving(MESSAGE, dest, tag, buf.size, buf.size)
+                message: Arriving[RoutedRequest] = Arriving(MESSAGE, dest, tag, buf.size, buf.size)
                 self._begin(message)
                 if message.memory is not None:
                     message.memory[...] = buf
@@ -150,7 +142,7 @@ class TcpTransport(Transport):
 
     def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
         peer = None if source == ANY else self._peer("source", source)
-        receive = _TcpRequest(buf, source, tag)
+        receive = RoutedRequest(buf, source, tag)
         with self._changed:
             self._connect()
             message = self._arrivals.take(source, tag)
@@ -273,7 +265,7 @@ class TcpTransport(Transport):
             if mask & selectors.EVENT_WRITE:
                 write()
 
-    def _settle(self, request: _TcpRequest, error: CollcompError | None = None) -> None:
+    def _settle(self, request: RoutedRequest, error: CollcompError | None = None) -> None:
         request.error = error
         request.complete = True
         self._changed.notify_all()
@@ -289,7 +281,7 @@ class TcpTransport(Transport):
 
     # ------------------------------------------------------------------ messages
 
-    def _send(self, peer: _Peer, outgoing: Outgoing[_TcpRequest]) -> None:
+    def _send(self, peer: _Peer, outgoing: Outgoing[RoutedRequest]) -> None:
         if peer.lost is None:
             peer.queue.append(outgoing)
             if not peer.watched:
@@ -321,7 +313,7 @@ class TcpTransport(Transport):
             self._lose(peer, f"connection closed: {error}")
             return False
 
-    def _begin(self, message: Arriving[_TcpRequest]) -> None:
+    def _begin(self, message: Arriving[RoutedRequest]) -> None:
         """A header is there: say where the rest goes."""
         if message.kind == MESSAGE:
             message.request = self._receives.take(message.source, message.tag)
@@ -333,7 +325,7 @@ class TcpTransport(Transport):
         elif message.nbytes <= request.data.size:
             message.memory = request.data = request.data[: message.nbytes]
 
-    def _end(self, message: Arriving[_TcpRequest]) -> None:
+    def _end(self, message: Arriving[RoutedRequest]) -> None:
         """All of a message is there."""
         if message.kind == NOTICE:
             assert message.memory is not None
@@ -345,7 +337,7 @@ class TcpTransport(Transport):
         elif message.request is not None:
             self._deliver(message, message.request)
 
-    def _deliver(self, message: Arriving[_TcpRequest], request: _TcpRequest) -> None:
+    def _deliver(self, message: Arriving[RoutedRequest], request: RoutedRequest) -> None:
         """Complete `request`, whose message is there."""
         request.source, request.tag = message.source, message.tag
         if message.nbytes > request.data.size:
@@ -422,7 +414,7 @@ class TcpTransport(Transport):
             self._listener.close()
             self._listener = None
 
-    def _need(self, peer: _Peer, request: _TcpRequest) -> bool:
+    def _need(self, peer: _Peer, request: RoutedRequest) -> bool:
         """Whether `peer` is not lost; the request fails if it is. From now on it has to connect in time."""
         if peer.lost is not None:
             self._settle(request, TransportError(f"rank {peer.rank}: {peer.lost}"))
@@ -466,7 +458,7 @@ class TcpTransport(Transport):
         if (self._others or self._closed) and all(peer.lost is not None for peer in self._others):
             self._fail(self._receives.take_all(ANY), "all other ranks: connections closed")
 
-    def _fail(self, requests: Iterable[_TcpRequest | None], text: str) -> None:
+    def _fail(self, requests: Iterable[RoutedRequest | None], text: str) -> None:
         for request in requests:
             if request is not None:
                 self._settle(request, TransportError(text))
