@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from collcomp.codecs import Codec, as_codec
+from collcomp.codecs import Codec
 from collcomp.diagnosis import Records
 from collcomp.operation import IN_PLACE
 from collcomp.policies import DEFAULT_MIN_NBYTES
 from collcomp.torch.checkpoint import engine_state, load_engine_state
-from collcomp.torch.engine import connect, disconnect, uncompressed
+from collcomp.torch.engine import connect, disconnect, group_or_default, uncompressed
+from collcomp.torch.options import codec_or_none
 from collcomp.torch.work import future_of
 
 __all__ = ["DdpHook", "bf16_compress_wrapper", "ddp_hook", "fp16_compress_wrapper"]
@@ -83,7 +84,7 @@ class DdpHook:
         self._rules = [(pattern, _prepared(what, feedback)) for pattern, what in rules.items()]
         self._names = {} if named_parameters is None else {id(p): name for name, p in named_parameters}
         self._numbered = named_parameters is None
-        self._group = dist.distributed_c10d._get_default_group() if process_group is None else process_group
+        self._group = group_or_default(process_group)
         self._engine = connect(self._group)
         self._start_step = start_step
         self._min_nbytes = min_nbytes
@@ -229,9 +230,7 @@ def _returning(
 
 
 def _prepared(what: str | Codec | None, feedback: bool) -> Codec | None:
-    if what is None or what == "none":
-        return None
-    codec = as_codec(what)
-    if feedback and "feedback" in (field.name for field in dataclasses.fields(codec)):  # type: ignore[arg-type]
+    codec = codec_or_none(what)
+    if codec is not None and feedback and "feedback" in (field.name for field in dataclasses.fields(codec)):  # type: ignore[arg-type]
         codec = dataclasses.replace(codec, feedback=True)  # type: ignore[type-var]
     return codec

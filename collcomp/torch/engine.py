@@ -19,7 +19,16 @@ from collcomp.torch.rendezvous import mpi_started_us
 from collcomp.transports.base import Transport
 from collcomp.transports.tcp import TcpTransport
 
-__all__ = ["Compressing", "connect", "disconnect", "engine_of", "records_of", "timeout_of", "uncompressed"]
+__all__ = [
+    "Compressing",
+    "connect",
+    "disconnect",
+    "engine_of",
+    "group_or_default",
+    "records_of",
+    "timeout_of",
+    "uncompressed",
+]
 
 _SIOCGIFADDR = 0x8915
 
@@ -40,6 +49,11 @@ class Compressing:
 # Engines of groups that have none of their own, and how many engines each group's store has served.
 _engines: WeakKeyDictionary[dist.ProcessGroup, Communicator] = WeakKeyDictionary()
 _counts: WeakKeyDictionary[dist.ProcessGroup, itertools.count] = WeakKeyDictionary()
+
+
+def group_or_default(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """`group`, or the default group for None."""
+    return dist.distributed_c10d._get_default_group() if group is None else group
 
 
 def engine_of(group: dist.ProcessGroup) -> Communicator:

@@ -11,7 +11,7 @@ from collcomp.codecs import Codec, as_codec
 from collcomp.policies import DEFAULT_MIN_NBYTES, ByCollective, Fixed
 from collcomp.units import parse_nbytes
 
-__all__ = ["CodecChoice", "Options"]
+__all__ = ["CodecChoice", "Options", "codec_or_none"]
 
 #: One codec for what is summed, or one for each operation by PyTorch's name; None for none.
 CodecChoice = str | Codec | Mapping[str, str | Codec | None] | None
@@ -29,6 +29,11 @@ _COLLECTIVES = {
     "send": "send",
 }
 _SUMS = ("all_reduce", "reduce", "reduce_scatter")
+
+
+def codec_or_none(what: str | Codec | None) -> Codec | None:
+    """The codec that `what` names; None for None and ``"none"``."""
+    return None if what is None or what == "none" else as_codec(what)
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,12 @@ class Options:
     @cached_property
     def codecs(self) -> dict[str, Codec]:
         """The codec of each of the engine's collectives that has one."""
-        if self.codec is None or self.codec == "none":
-            return {}
-        if not isinstance(self.codec, Mapping):
-            return dict.fromkeys((_COLLECTIVES[name] for name in _SUMS), as_codec(self.codec))
-        unknown = [name for name in self.codec if name not in _COLLECTIVES]
+        chosen = self.codec if isinstance(self.codec, Mapping) else dict.fromkeys(_SUMS, self.codec)
+        unknown = [name for name in chosen if name not in _COLLECTIVES]
         if unknown:
             raise ValueError(f"codec: {unknown[0]!r} is no operation; known: {', '.join(_COLLECTIVES)}")
-        given = {_COLLECTIVES[name]: what for name, what in self.codec.items()}
-        return {name: as_codec(what) for name, what in given.items() if what is not None and what != "none"}
+        given = {_COLLECTIVES[name]: what for name, what in chosen.items()}
+        return {name: codec for name, what in given.items() if (codec := codec_or_none(what)) is not None}
 
     @property
     def policy(self) -> ByCollective:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from collcomp.diagnosis import Records
 from collcomp.torch.checkpoint import engine_state, load_engine_state
-from collcomp.torch.engine import engine_of, records_of
+from collcomp.torch.engine import engine_of, group_or_default, records_of
 from collcomp.torch.group import ProcessGroup
 from collcomp.torch.options import CodecChoice, Options
 
@@ -72,7 +72,7 @@ def use_codec(
 
 def records(group: dist.ProcessGroup | None = None) -> Records:
     """What the compressed operations of `group` did, and why others were not, since it first had a codec."""
-    return records_of(_group(group))
+    return records_of(group_or_default(group))
 
 
 def state_dict(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
@@ -80,20 +80,16 @@ def state_dict(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
 
     Dicts of tensors, numbers and strings. Each rank has its own. Collective if the group has compressed nothing so far.
     """
-    return engine_state(engine_of(_group(group)))
+    return engine_state(engine_of(group_or_default(group)))
 
 
 def load_state_dict(state: Mapping[str, Any], group: dist.ProcessGroup | None = None) -> None:
     """Put back what `state_dict` gave, on all ranks of the group. Collective if it has compressed nothing so far."""
-    load_engine_state(engine_of(_group(group)), state)
-
-
-def _group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    return dist.distributed_c10d._get_default_group() if group is None else group
+    load_engine_state(engine_of(group_or_default(group)), state)
 
 
 def _own(group: dist.ProcessGroup | None) -> ProcessGroup:
-    chosen = _group(group)
+    chosen = group_or_default(group)
     if not isinstance(chosen, ProcessGroup):
         raise TypeError(f"group: its backend is {dist.get_backend(chosen)!r}, expected 'collcomp'")
     return chosen
