@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
-__all__ = ["Column", "bytes_text", "header", "line", "number"]
+__all__ = ["Column", "bytes_text", "header", "line", "number", "write_rows"]
 
 
 class Column(NamedTuple):
@@ -25,6 +27,13 @@ def header(columns: Sequence[Column]) -> str:
 def line(columns: Sequence[Column], row: Any) -> str:
     """One row."""
     return _join(columns, [column.text(row) for column in columns])
+
+
+def write_rows(path: str, rows: Sequence[Any]) -> None:
+    """All rows, which are dataclasses, as JSON."""
+    with open(path, "w") as file:
+        json.dump([asdict(row) for row in rows], file, indent=1)
+        file.write("\n")
 
 
 def _join(columns: Sequence[Column], texts: Sequence[str]) -> str:

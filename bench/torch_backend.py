@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from .arguments import NO_CODEC, check_file, parse_codecs, parse_sizes
 from .process_group import gloo, require_torch
 from .ranks import World, launch_or_run, progress_bar, show
-from .table import Column, header, line, number
+from .table import Column, header, line, number, write_rows
 
 __all__ = ["Row", "add_options", "run"]
 
@@ -81,9 +80,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     def body(world: World) -> int:
         rows = _tabulate(world, codecs, sizes, options.iterations)
         if options.json and world.rank == 0:
-            with open(options.json, "w") as file:
-                json.dump([asdict(row) for row in rows], file, indent=1)
-                file.write("\n")
+            write_rows(options.json, rows)
         return 0
 
     return launch_or_run(

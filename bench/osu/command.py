@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Sequence
 
 from ..arguments import check_file, parse_codecs, parse_sizes
 from ..launch import under_launcher
 from ..ranks import World, launch_or_run, progress_bar, show
-from ..table import Column, header, line, number
+from ..table import Column, header, line, number, write_rows
 from . import COLLECTIVES
 from .collective import Collective
 from .driver import Row, Settings, check_settings, measure
@@ -115,9 +113,7 @@ def _columns(settings: Settings) -> list[Column]:
 
 def _save(rows: Sequence[Row], options: argparse.Namespace) -> None:
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)
-            file.write("\n")
+        write_rows(options.json, rows)
     if options.plot:
         from ..plot import plot_times
 

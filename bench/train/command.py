@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from ..arguments import TORCH_HOOKS, check_file, parse_codecs, parse_methods
 from ..process_group import require_torch
 from ..ranks import World, launch_or_run
+from ..table import write_rows
 
 __all__ = ["add_options", "run"]
 
@@ -78,9 +77,7 @@ def _digits(options: argparse.Namespace) -> Callable[[World], int]:
         results = tabulate(world, codecs, options.seeds or _SEEDS, options.epochs or _EPOCHS)
         if world.rank == 0:
             if options.json:
-                with open(options.json, "w") as file:
-                    json.dump([asdict(result) for result in results], file, indent=1)
-                    file.write("\n")
+                write_rows(options.json, results)
             if options.plot:
                 from ..plot import plot_training
 

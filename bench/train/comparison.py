@@ -11,7 +11,7 @@ import torch
 
 from ..arguments import NO_CODEC
 from ..process_group import gloo
-from ..ranks import World, progress_bar, show
+from ..ranks import MeasurementError, World, progress_bar, show
 from ..table import Column, header, line, number
 from . import results
 from .data_parallel import BATCH, SHAPE, train
@@ -70,14 +70,14 @@ class _Kept:
     def __init__(self, world: World, path: str | None, steps: int) -> None:
         self._path = path if world.rank == 0 else None
         settings = {"model": Gpt(SHAPE, 0).name, "ranks": world.size, "link": world.link, "steps": steps}
-        found: list[Result] | results.MeasurementError = []
+        found: list[Result] | MeasurementError = []
         if self._path:
             try:
                 found = results.load(self._path, settings)
-            except results.MeasurementError as error:
+            except MeasurementError as error:
                 found = error
         found = world.comm.bcast(found)
-        if isinstance(found, results.MeasurementError):
+        if isinstance(found, MeasurementError):
             raise found
         self._results = {(result.codec, result.seed): result for result in found}
 

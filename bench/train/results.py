@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..ranks import MeasurementError
+from ..table import write_rows
 
 __all__ = ["Point", "Result", "load", "save", "seconds_to"]
 
@@ -121,7 +122,5 @@ def load(path: str, settings: Mapping[str, Any]) -> list[Result]:
 def save(path: str, results: Sequence[Result]) -> None:
     """Replace the file in one move, so that a run that is killed meanwhile leaves a whole one."""
     partial = f"{path}.partial"
-    with open(partial, "w") as file:
-        json.dump([asdict(result) for result in results], file, indent=1)
-        file.write("\n")
+    write_rows(partial, results)
     os.replace(partial, path)
