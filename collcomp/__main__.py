@@ -1,4 +1,4 @@
-"""The command line: ``collcomp run``, ``collcomp bench``, ``collcomp codecs``, ``collcomp info``."""
+"""The command line: ``collcomp run``, ``bench``, ``codecs``, ``switch`` and ``info``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import collcomp
+from collcomp.errors import CollcompError
+from collcomp.switch import command as switch_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.command(arguments)
+    except KeyboardInterrupt:
+        return 130
     except (TypeError, ValueError) as error:
         print(f"collcomp: {error}", file=sys.stderr)
         return 2
+    except CollcompError as error:
+        print(f"collcomp: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("bench", help="measure: see collcomp bench --help", add_help=False)
     commands.add_parser("codecs", help="list the codecs").set_defaults(command=_codecs)
+    switch = commands.add_parser("switch", help="run an aggregating switch that workers reach over UDP")
+    switch_command.add_options(switch)
+    switch.set_defaults(command=switch_command.run)
     commands.add_parser("info", help="print what this machine has").set_defaults(command=_info)
     return parser
 

@@ -1,5 +1,6 @@
 """Puts this folder on the import path, where `helpers` is."""
 
+import pytest
 from hypothesis import settings
 
 # Machines that run tests are shared and slow at times: examples have no deadline of their own.
@@ -8,5 +9,11 @@ settings.load_profile("collcomp")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first: at the end they would keep one core busy while the others wait."""
+    """The longest tests first: at the end they would keep one core busy while the others wait.
+
+    The first test with a switch may have to compile its kernels, or wait for another worker that does.
+    """
+    for item in items:
+        if hasattr(item.module, "serving"):
+            item.add_marker(pytest.mark.timeout(300))
     items.sort(key=lambda item: item.path.name != "test_mpirun.py")
