@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec, as_codec
-from collcomp.collectives import Exchange
+from collcomp.collectives import SWITCHED, Exchange
 from collcomp.diagnosis import Records
 from collcomp.feedback import Residuals
 from collcomp.frame import Envelope
@@ -19,7 +20,9 @@ from collcomp.operation import IN_PLACE, How, Operation, Planner
 from collcomp.policies import DEFAULT_MIN_NBYTES, Fixed, Policy
 from collcomp.request import Persistent, Request
 from collcomp.scratch import Scratch
+from collcomp.switch.port import SwitchPort
 from collcomp.transports import Transport
+from collcomp.units import parse_address
 
 __all__ = ["DEFAULT_DEADLINE", "IN_PLACE", "Communicator"]
 
@@ -31,9 +34,9 @@ class Communicator:
     """Compressed collectives over a transport.
 
     Every collective takes, beside MPI's arguments, ``codec=`` (a spec such as ``"int4:block=128"`` or a `Codec`),
-    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"``) and ``key=`` (the tensor's
-    name, for codecs that remember; names and lengths, where the message consists of several tensors). Its nonblocking
-    form has an ``i`` in front and returns a `Request`.
+    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"``, ``"switched"``) and ``key=``
+    (the tensor's name, for codecs that remember; names and lengths, where the message consists of several tensors). Its
+    nonblocking form has an ``i`` in front and returns a `Request`.
 
     Parameters
     ----------
@@ -53,6 +56,9 @@ class Communicator:
         Where records go; communicators may share one.
     mailbox : Transport, optional
         Carries point-to-point messages, under the caller's tags; `transport` by default.
+    switch : str, optional
+        ``"HOST:PORT"`` of a switch that sums, for ``algorithm="switched"``; by default what the environment variable
+        ``COLLCOMP_SWITCH`` says.
     native : bool
         Whether calls that are planned natively are done by the caller (`plan` tells) and not by this object.
     """
@@ -68,6 +74,7 @@ class Communicator:
         measure_error: bool = False,
         records: Records | None = None,
         mailbox: Transport | None = None,
+        switch: str | None = None,
         native: bool = False,
     ) -> None:
         if policy is None:
@@ -86,7 +93,11 @@ class Communicator:
         if mailbox is None and transport.shares_memory:
             raise ValueError("mailbox: None, but a transport that shares memory carries no messages of its own")
         self.messages = Messages(mailbox or transport, deadline, self.records)
-        self._planner = Planner(self.rank, self.size, policy, self.residuals, native)
+        if switch is not None:
+            parse_address(switch, "switch")
+        address = switch or os.environ.get("COLLCOMP_SWITCH")
+        self._switch = SwitchPort(address, self.rank, self.size) if address else None
+        self._planner = Planner(self.rank, self.size, policy, self.residuals, native, address)
         self._sequence = 0
         self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.
@@ -279,11 +290,21 @@ class Communicator:
         self._sequence += 1
         return self._sequence - 1
 
-    def _refuse(self, sequence: int, error: Exception) -> None:
+    def _refuse(self, sequence: int, error: BaseException) -> None:
         self._transport.notify(sequence, f"{type(error).__name__}: {error}")
 
     def run(self, operation: Operation) -> None:
         """Do what was planned."""
+        if operation.plan.algorithm == SWITCHED and self._background is not None:
+            # A switch takes the operations of a communicator one after another, in the order in which they were called.
+            try:
+                self._background.submit(_nothing).result()
+            except BaseException as error:
+                self._refuse(operation.sequence, error)
+                raise
+        self._run(operation)
+
+    def _run(self, operation: Operation) -> None:
         started = time.perf_counter()
         scratch = self._scratch.pop() if self._scratch else Scratch(self._transport.allocate)
         exchange = Exchange(
@@ -295,6 +316,7 @@ class Communicator:
             deadline=self.deadline,
             memory=operation.memory,
             measure_error=self.measure_error,
+            switch=self._switch,
         )
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are infinite, as MPI's are
@@ -328,7 +350,7 @@ class Communicator:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")
 
         def work() -> None:
-            self.run(operation)
+            self._run(operation)
             if then is not None:
                 then()
 
@@ -348,4 +370,10 @@ class Communicator:
         """Wait for what is under way in the background, then release the transport."""
         if self._background is not None:
             self._background.shutdown()
+        if self._switch is not None:
+            self._switch.close()
         self._transport.close()
+
+
+def _nothing() -> None:
+    """Work that is over when all that was submitted before it is."""

@@ -118,6 +118,9 @@ class Comm(MPI.Intracomm):
         Records get the norm of what encoding lost.
     records : Records, optional
         Where records go; communicators made from this one share it.
+    switch : str, optional
+        ``"HOST:PORT"`` of a switch that sums, for ``algorithm="switched"``; by default what the environment variable
+        ``COLLCOMP_SWITCH`` says.
 
     Notes
     -----
@@ -141,6 +144,7 @@ class Comm(MPI.Intracomm):
         deadline: float = DEFAULT_DEADLINE,
         measure_error: bool = False,
         records: Records | None = None,
+        switch: str | None = None,
     ) -> Comm:
         """See the class."""
         if comm is not None and not isinstance(comm, MPI.Intracomm):
@@ -154,6 +158,7 @@ class Comm(MPI.Intracomm):
             "deadline": deadline,
             "measure_error": measure_error,
             "records": self.records,
+            "switch": switch,
         }
         self._native = codec is None and policy is None
         self._engine = None

@@ -8,10 +8,13 @@ from typing import Any
 
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, Plan
+from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, SWITCHED, Plan
 from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
 from collcomp.policies import Call, Policy, plan_for, unsuited
+from collcomp.switch.lanes import carried_as
+from collcomp.switch.programs import EXACT, lanes_for
+from collcomp.units import parse_address
 
 __all__ = ["IN_PLACE", "Operation", "Planner"]
 
@@ -114,14 +117,19 @@ class Planner:
     residuals : Residuals
     native : bool
         Whether there is a library underneath; where there is none, its calls are done by `direct` without a codec.
+    switch : str or None
+        Address of a switch that sums.
     """
 
-    def __init__(self, rank: int, size: int, policy: Policy, residuals: Residuals, native: bool) -> None:
+    def __init__(
+        self, rank: int, size: int, policy: Policy, residuals: Residuals, native: bool, switch: str | None = None
+    ) -> None:
         self.rank = rank
         self.size = size
         self.policy = policy
         self.residuals = residuals
         self.has_native = native
+        self.switch = switch
 
     def prepare(self, collective: str, args: Sequence[Any], how: How, options: dict[str, Any]) -> Operation:
         """Check and plan a `collective`, which is the name of one of the methods below."""
@@ -299,6 +307,8 @@ class Planner:
         else:
             plan = plan_for(call, as_codec(how.codec), how.algorithm)
         _check_algorithm(plan, call.collective)
+        if plan.algorithm == SWITCHED:
+            self._check_switched(call, plan.codec)
         if plan.algorithm == NATIVE and not self.has_native:
             plan = plan_for(call, Identity(), "direct", plan.reason)
         if plan.algorithm != NATIVE:
@@ -308,6 +318,13 @@ class Planner:
             if self.size == 1:  # nothing is sent, so nothing is lost
                 plan = replace(plan, codec=Identity(), algorithm="direct")
         return plan
+
+    def _check_switched(self, call: Call, codec: Codec) -> None:
+        if not self.switch:
+            raise ValueError("algorithm: 'switched' needs a switch; give switch='HOST:PORT' or set COLLCOMP_SWITCH")
+        parse_address(self.switch, "COLLCOMP_SWITCH")  # what the program itself says is checked earlier
+        if codec.verbatim:
+            lanes_for(EXACT, *carried_as(call.dtype, "sum" if call.op == "avg" else str(call.op)))
 
     def _pair(self, sendbuf: Any, recvbuf: Any) -> tuple[Buffer, Buffer]:
         recv = as_buffer(recvbuf, "recvbuf", writable=True)
@@ -326,10 +343,12 @@ def _check_algorithm(plan: Plan, collective: str) -> None:
     known = [NATIVE, *(name for name, functions in ALGORITHMS.items() if collective in functions)]
     if plan.algorithm not in known:
         raise ValueError(f"algorithm: {plan.algorithm!r} cannot do {collective}; known: {', '.join(known)}")
-    required = REQUIRED.get(plan.algorithm)
-    if required is not None and not getattr(plan.codec, required):
-        raise ValueError(f"algorithm: {plan.algorithm!r} needs a codec that is {required}, {plan.codec.spec!r} is not")
-    if plan.codec.fixed_count is not None and collective == "allreduce" and plan.algorithm != "summed":
+    required = REQUIRED.get(plan.algorithm, ())
+    if required and not any(getattr(plan.codec, attribute) for attribute in required):
+        wish = " or ".join(required)
+        raise ValueError(f"algorithm: {plan.algorithm!r} needs a codec that is {wish}, {plan.codec.spec!r} is not")
+    whole = plan.algorithm in ("summed", SWITCHED)
+    if plan.codec.fixed_count is not None and collective == "allreduce" and not whole:
         raise ValueError(f"algorithm: {plan.algorithm!r} cuts messages, {plan.codec.spec!r} encodes them in one piece")
 
 

@@ -1,6 +1,7 @@
 """Runs `tests/mpi` under the MPI launcher, so that ``pytest`` alone runs everything."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from switches import serving
 
 TESTS = Path(__file__).parent
 LIMIT_S = 240
@@ -44,6 +46,23 @@ def test_as_ranks(ranks):
         "--timeout-method", "thread", str(TESTS / "mpi"),
     )  # fmt: skip
     assert output.count(" passed") == ranks
+
+
+def test_programs_find_the_switch(tmp_path, monkeypatch):
+    """By the environment, also under ``collcomp run``."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import numpy as np\n"
+        "from mpi4py import MPI\n"
+        "x = np.full(1000, MPI.COMM_WORLD.rank + 1, np.float32)\n"
+        "MPI.COMM_WORLD.Allreduce(x, total := np.empty_like(x), algorithm='switched')\n"
+        "assert (total == 3).all()\n"
+    )
+    with serving() as switch:
+        monkeypatch.setenv("COLLCOMP_SWITCH", switch.address)
+        output = launch(2, "-m", "collcomp", "run", "--report", str(program))
+        assert switch.counts["results"] == 1
+    assert re.search(r"allreduce +switched +identity +1 ", output), output
 
 
 @pytest.mark.skipif("MPI4PY_TESTS" not in os.environ, reason="MPI4PY_TESTS names no folder with mpi4py's own tests")

@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from collcomp.collectives import direct, gathered, merged, ring, summed
+from collcomp.collectives import direct, gathered, merged, ring, summed, switched
 from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
 
-__all__ = ["ALGORITHMS", "NATIVE", "OPS", "REQUIRED", "Exchange", "Plan"]
+__all__ = ["ALGORITHMS", "NATIVE", "OPS", "REQUIRED", "SWITCHED", "Exchange", "Plan"]
 
 #: The algorithm that is none of ours: the call goes to the library underneath.
 NATIVE = "native"
+#: The algorithm that needs a switch.
+SWITCHED = "switched"
 
-#: What a codec has to be for an algorithm: attributes of `Codec`.
-REQUIRED = {"merged": "sparse", "summed": "summable"}
+#: What a codec has to be for an algorithm: one of these attributes of `Codec`.
+REQUIRED = {"merged": ("sparse",), "summed": ("summable",), SWITCHED: ("verbatim", "summable")}
 
 #: What does which collective how.
 ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -37,4 +39,5 @@ ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
     "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
     "merged": {"allreduce": merged.allreduce, "reduce": merged.reduce},
     "summed": {"allreduce": summed.allreduce},
+    SWITCHED: {"allreduce": switched.allreduce},
 }

@@ -21,6 +21,7 @@ from collcomp.errors import DeadlineError, FrameError, TransportError
 from collcomp.feedback import Memory
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 from collcomp.scratch import Scratch
+from collcomp.switch.port import SwitchPort
 from collcomp.transports.base import Request, Transport
 
 __all__ = ["LOSSLESS", "Exchange", "Incoming", "Outgoing"]
@@ -101,6 +102,8 @@ class Exchange:
         What is remembered of the whole message, for codecs that remember.
     measure_error : bool
         Sum up the squared error of what this rank encodes.
+    switch : SwitchPort, optional
+        The way to a switch that sums.
     """
 
     def __init__(
@@ -114,8 +117,10 @@ class Exchange:
         draw: int = 0,
         memory: Memory | None = None,
         measure_error: bool = False,
+        switch: SwitchPort | None = None,
     ) -> None:
         self.transport = transport
+        self.switch = switch
         self.codec = plan.codec
         self.order = plan.order or tuple(range(transport.size))
         self.envelope = envelope
@@ -132,7 +137,7 @@ class Exchange:
         self._lends = transport.shares_memory
         self._memory = memory
         self._scratch = scratch
-        self._deadline = deadline
+        self.deadline = deadline
         self._tag = envelope.sequence * _CHANNELS
         #: Numbers of random streams: this rank's own, and one that all ranks draw alike.
         self.stream = (draw * self.size + self.rank) * 0x9E3779B97F4A7C15
@@ -162,7 +167,7 @@ class Exchange:
         assert number < _CHANNELS // _CHANNELS_A_ROUND, "more rounds than channels"
         plan = Plan("direct", Identity() if array.dtype.kind == "f" else Packed())
         envelope = replace(self.envelope, dtype=array.dtype, total=array.size)
-        inner = Exchange(self.transport, plan, envelope, self._scratch, deadline=self._deadline)
+        inner = Exchange(self.transport, plan, envelope, self._scratch, deadline=self.deadline)
         inner._tag += number * _CHANNELS_A_ROUND
         try:
             yield inner
@@ -466,12 +471,12 @@ class Exchange:
             if self._advance(_LOOK_S):
                 idle_since = None
                 continue
-            self._heed_notice()
+            self.heed_notice()
             now = time.monotonic()
             idle_since = idle_since or now
-            if now - idle_since > self._deadline:
+            if now - idle_since > self.deadline:
                 raise DeadlineError(
-                    f"nothing arrived or left for {self._deadline:g} s; {len(self._requests)} transfers are open"
+                    f"nothing arrived or left for {self.deadline:g} s; {len(self._requests)} transfers are open"
                 )
 
     def abandon(self, error: BaseException) -> None:
@@ -480,7 +485,8 @@ class Exchange:
         if not isinstance(error, _GivenUpElsewhereError):
             self.transport.notify(self.envelope.sequence, f"{type(error).__name__}: {error}")
 
-    def _heed_notice(self) -> None:
+    def heed_notice(self) -> None:
+        """Raise what another rank has said, if it has given up on this operation."""
         notice = self.transport.notice(self.envelope.sequence)
         if notice is not None:
             raise _GivenUpElsewhereError(f"rank {notice[0]} gave up on this operation: {notice[1]}")
@@ -489,7 +495,7 @@ class Exchange:
         try:
             done = self.transport.wait_some(self._requests, timeout)
         except TransportError:
-            self._heed_notice()  # a rank that gave up and then left has said why
+            self.heed_notice()  # a rank that gave up and then left has said why
             raise
         owners = [self._owners[i] for i in done]
         for i in sorted(done, reverse=True):

@@ -16,7 +16,7 @@ class Plan:
     Attributes
     ----------
     algorithm : str
-        ``"native"``, ``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"`` or ``"summed"``.
+        ``"native"``, ``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"`` or ``"switched"``.
     codec : Codec
     order : tuple of int
         Ranks in the order that a ring visits them; rank order when empty.

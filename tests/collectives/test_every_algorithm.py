@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from codec_specs import LOSSY, SPECS
-from helpers import F16, F32, F64, UNIT, assert_within, operands, peak, reference, run, same_bits
+from helpers import BF16, F16, F32, F64, UNIT, assert_within, operands, peak, reference, run, same_bits
+from switches import serving
 
 from collcomp.codecs import as_codec
-from collcomp.collectives import ALGORITHMS, REQUIRED
+from collcomp.collectives import ALGORITHMS, REQUIRED, SWITCHED
 
 COUNT = 3000
 STEPS = 2
@@ -15,10 +16,16 @@ STEPS = 2
 def algorithms(codec):
     """The allreduce algorithms that take `codec`."""
     known = [name for name, table in ALGORITHMS.items() if "allreduce" in table]
-    return [name for name in known if getattr(codec, REQUIRED.get(name, "block"))]
+    return [name for name in known if any(getattr(codec, needed) for needed in REQUIRED.get(name, ("block",)))]
 
 
 CASES = [(spec, algorithm) for spec in SPECS for algorithm in algorithms(as_codec(spec))]
+
+
+@pytest.fixture(scope="module")
+def switch():
+    with serving() as one:
+        yield one
 
 
 def program(comm, spec, algorithm, dtype, op):
@@ -41,7 +48,7 @@ def bound(codec, xs, algorithm, op):
 
     if codec.error_bound(np.ones(1)) is None:
         return None
-    error = size * loss(largest, size if algorithm == "summed" else 1)
+    error = size * loss(largest, size if algorithm in ("summed", SWITCHED) else 1)
     if algorithm == "ring":  # each hop rounds a partial sum
         for _ in range(size):
             error += loss(size * largest + error)
@@ -54,11 +61,12 @@ def bound(codec, xs, algorithm, op):
 
 
 @pytest.mark.parametrize(("spec", "algorithm"), CASES)
-def test_bits_and_bound(spec, algorithm):
+def test_bits_and_bound(spec, algorithm, switch):
     codec = as_codec(spec)
-    for size, dtype, op in ((2, F32, "sum"), (3, F64, "avg"), (4, F16, "sum")):
-        found = run(size, program, spec, algorithm, dtype, op)
-        again = run(size, program, spec, algorithm, dtype, op)
+    wide = BF16 if codec.verbatim and algorithm == SWITCHED else F64  # which no switch sums
+    for size, dtype, op in ((2, F32, "sum"), (3, wide, "avg"), (4, F16, "sum")):
+        found = run(size, program, spec, algorithm, dtype, op, switch=switch.address)
+        again = run(size, program, spec, algorithm, dtype, op, switch=switch.address)
         for step in range(STEPS):
             results = [of_rank[step] for of_rank in found]
             assert same_bits(*results, again[-1][step])
