@@ -37,6 +37,11 @@ def join_network(namespace: int) -> None:
         raise OSError(code, f"cannot join a network namespace: {os.strerror(code)}")
 
 
+def guarded(command: list[str]) -> list[str]:
+    """Command line that runs this module, then `command`."""
+    return [sys.executable, "-I", "-S", __file__, *command]
+
+
 def main() -> None:
     """Become the command in `sys.argv`, as the launcher or as one of its ranks."""
     die_with_parent()

@@ -1,18 +1,16 @@
 """Starting a program's ranks: the `mpirun` of this environment, over shared memory or behind the testbed's links."""
 
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from collcomp.errors import CollcompError
 
-from . import enter, testbed
+from . import enter, processes, testbed
+from .beside import beside_command
 
 LINK_VARIABLE = "COLLCOMP_LINK"
 """Environment variable that tells the ranks what `link` they were launched with."""
@@ -23,8 +21,8 @@ _MPI_NAMES = {"mpich": "MPICH", "openmpi": "Open MPI"}
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _MIN_RATE, _MAX_RATE = 1e6 / 8, 32e9 / 8  # bytes per second; tbf counts them in 32 bits
 
-# Seconds that mpirun gets to end its ranks before it is killed.
-_GRACE_SECONDS = 5
+# A switch's command line but for its arguments; a port 0 is one that is free, which the switch tells.
+_SWITCH = [sys.executable, "-m", "collcomp", "switch"]
 
 _COMMON_ENVIRONMENT = {
     # Ranks share the cores: a pool of threads in each would measure the scheduler.
@@ -103,13 +101,15 @@ def under_launcher() -> bool:
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def launch(argv: list[str], ranks: int, link: str = "shm", mpi: str | None = None) -> int:
+def launch(
+    argv: list[str], ranks: int, link: str = "shm", mpi: str | None = None, switch: list[str] | None = None
+) -> int:
     """Run `python argv...` on several ranks of this machine and wait for it.
 
     The ranks use this interpreter, one thread each, unbuffered, with no standard input; they find `link` in the
     environment variable `LINK_VARIABLE`. Behind a shaped link `testbed.link_bytes` counts what crosses it, and
     `MASTER_ADDR`, `MASTER_PORT` and `GLOO_SOCKET_IFNAME` are set for programs that use `torch.distributed`. If this
-    process ends, in whatever way, the ranks end too.
+    process ends, in whatever way, the ranks end too, and the switch.
 
     Parameters
     ----------
@@ -121,11 +121,16 @@ def launch(argv: list[str], ranks: int, link: str = "shm", mpi: str | None = Non
         "shm", or the rate of every rank's link, see `link_rate`.
     mpi : str, optional
         "mpich" or "openmpi", to insist on one; an environment has one of them installed.
+    switch : list of str, optional
+        Arguments of a ``collcomp switch`` beside the ranks, without ``--listen``; no switch without. The ranks find it
+        by `beside.SWITCH_VARIABLE`; what it prints comes after their output. Behind shaped links it has one port for
+        each rank, shaped both ways.
 
     Returns
     -------
     int
-        The launcher's exit code: 0, or that of a rank that failed; 128 + n where signal n ended the launcher.
+        The launcher's exit code: 0, or that of a rank that failed; 128 + n where signal n ended the launcher; 1 where
+        the switch failed.
 
     Raises
     ------
@@ -148,8 +153,8 @@ def launch(argv: list[str], ranks: int, link: str = "shm", mpi: str | None = Non
     if rate is not None and (reason := testbed.unavailable()):
         raise CollcompError(f"cannot shape links on this machine: {reason}")
     environment = {**os.environ, **_environment(vendor, link)}
-    command = _command(argv, ranks, rate, vendor, mpirun)
-    return _wait(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+    command = _command(argv, ranks, rate, vendor, mpirun, switch)
+    return processes.wait(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
 
 
 def find_mpirun() -> str:
@@ -197,46 +202,12 @@ def _environment(vendor: str, link: str) -> dict[str, str]:
     return environment
 
 
-def _command(argv: list[str], ranks: int, rate: float | None, vendor: str, mpirun: str) -> list[str]:
-    guard = [sys.executable, "-I", "-S", enter.__file__]
+def _command(
+    argv: list[str], ranks: int, rate: float | None, vendor: str, mpirun: str, switch: list[str] | None
+) -> list[str]:
     launcher = ["-launcher", "fork"] if vendor == "MPICH" else []  # here, whatever a batch system has set up
-    command = [mpirun, *launcher, "-n", str(ranks), *guard, sys.executable, *argv]
-    return testbed.hub_command(command, ranks, rate) if rate is not None else [*guard, *command]
-
-
-def _wait(process: subprocess.Popen) -> int:
-    """Wait for the launcher, and take it and its ranks along if this process is told to end."""
-    with _sigterm_raises():
-        try:
-            code = process.wait()
-        finally:
-            _stop(process)
-    return code if code >= 0 else 128 - code
-
-
-def _stop(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()  # the ranks follow: the kernel sends them SIGKILL when their parent is gone
-        process.wait()
-
-
-@contextlib.contextmanager
-def _sigterm_raises():
-    """Turn SIGTERM into SystemExit, so that `finally` clauses run; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(signum, frame):
-        raise SystemExit(128 + signum)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    command = [mpirun, *launcher, "-n", str(ranks), *enter.guarded([sys.executable, *argv])]
+    if switch is not None:
+        host = "127.0.0.1" if rate is None else testbed.HUB_ADDRESS
+        command = beside_command([*_SWITCH, "--listen", f"{host}:0", *switch], command)
+    return testbed.hub_command(command, ranks, rate) if rate is not None else enter.guarded(command)

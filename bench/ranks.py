@@ -103,6 +103,7 @@ def launch_or_run(
     link: str | None,
     default_link: str,
     mpi: str | None,
+    switch: list[str] | None = None,
 ) -> int:
     """Run `body` if this process is a rank, else launch ranks that run ``collcomp bench argv...``.
 
@@ -116,6 +117,8 @@ def launch_or_run(
         What the user asked for.
     default_ranks, default_link
         What ranks are launched with where the user did not say.
+    switch : list of str, optional
+        Arguments of a switch that is launched with them; see `launch`.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def launch_or_run(
         Exit status.
     """
     if not under_launcher():
-        return launch(["-m", "collcomp.bench.cli", *argv], ranks or default_ranks, link or default_link, mpi)
+        return launch(["-m", "collcomp.bench.cli", *argv], ranks or default_ranks, link or default_link, mpi, switch)
     world = World.here()
     wishes = (("--ranks", ranks, world.size), ("--link", link, world.link), ("--mpi", mpi, world.mpi))
     for option, given, found in wishes:

@@ -33,7 +33,13 @@ INTERFACE = "link0"
 HUB_INTERFACE = "br0"
 """The bridge in the hub namespace, which `mpirun` listens on."""
 
+HUB_ADDRESS = "10.0.0.254"
+"""IPv4 address of the bridge. What listens there is a switch to the ranks: it has one shaped port for each."""
+
 MAX_RANKS = 253
+
+PACKET_HEADERS_NBYTES = 14 + 20 + 8
+"""Bytes that a UDP packet takes of a link beside its own: headers of Ethernet, IPv4 and UDP."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 """Environment of a process without thread pools: one that has any cannot enter a user namespace."""
@@ -211,7 +217,7 @@ def _build(ranks: int, rate: float) -> list[int]:
         _set_up(ip, "lo")
         _make(ip, "bridges", ifname=HUB_INTERFACE, kind="bridge", mtu=MTU)
         bridge = _index(ip, HUB_INTERFACE)
-        ip.addr("add", index=bridge, address="10.0.0.254", prefixlen=24)
+        ip.addr("add", index=bridge, address=HUB_ADDRESS, prefixlen=24)
         ip.link("set", index=bridge, state="up")
         for rank in range(ranks):
             namespace = _new_namespace(hub)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec
+from collcomp.collectives import SWITCHED
 
 from .collective import Collective
 from .message import values
@@ -45,4 +46,6 @@ class Allreduce(Collective):
     def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
         if algorithm == "gathered":
             return (size - 1) * frame_nbytes
+        if algorithm == SWITCHED:
+            return frame_nbytes
         return 2 * (size - 1) / size * frame_nbytes

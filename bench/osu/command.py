@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..arguments import check_file, parse_codecs, parse_sizes
+from collcomp.collectives import SWITCHED
+from collcomp.switch.programs import PROGRAMS
+
+from ..arguments import NO_CODEC, check_file, parse_codecs, parse_sizes
 from ..launch import under_launcher
 from ..ranks import World, launch_or_run, progress_bar, show
 from ..table import Column, header, line, number, write_rows
@@ -15,6 +18,8 @@ from .driver import Row, Settings, check_settings, measure
 
 __all__ = ["add_options", "run"]
 
+_CODECS = "none,int8,int4"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of every collective."""
@@ -22,9 +27,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sizes", default="64K:16M:4", help="FIRST:LAST:FACTOR, FIRST:LAST or a list (default: %(default)s)"
     )
     parser.add_argument(
-        "--codec", default="none,int8,int4", help="codecs between commas; none is native MPI (default: %(default)s)"
+        "--codec",
+        help=f"codecs between commas; none is native MPI (default: {_CODECS}; none with --algorithm {SWITCHED})",
     )
-    parser.add_argument("--algorithm", help="direct, ring, gathered, merged or summed (default: each codec's own)")
+    parser.add_argument(
+        "--algorithm", help="direct, ring, gathered, merged, summed or switched (default: each codec's own)"
+    )
+    parser.add_argument("--program", choices=PROGRAMS, help=f"of the switch, with --algorithm {SWITCHED}")
+    parser.add_argument("--loss", type=float, metavar="P", help="share of packets that the switch loses on purpose")
     parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
     parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 2 above 64 KiB)")
     parser.add_argument(
@@ -38,14 +48,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure the collective `name`; the exit status."""
     cls = COLLECTIVES[name]
+    codecs = options.codec
+    if codecs is None:  # a switch takes neither int8 nor int4
+        codecs = NO_CODEC if options.algorithm == SWITCHED else _CODECS
     settings = Settings(
-        codecs=tuple(parse_codecs(options.codec)),
+        codecs=tuple(parse_codecs(codecs)),
         sizes=tuple(parse_sizes(options.sizes)),
         algorithm=options.algorithm,
         iterations=options.iterations,
         warmup=options.warmup,
+        program=options.program,
         validate=options.validate,
     )
+    switch = _switch_arguments(options)
     default_ranks = 2 if cls.point_to_point else 4
     ranks = World.here().size if under_launcher() else default_ranks
     check_settings(cls, settings, ranks if options.ranks is None else options.ranks)
@@ -66,7 +81,21 @@ def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
         link=options.link,
         default_link="shm",
         mpi=options.mpi,
+        switch=switch,
     )
+
+
+def _switch_arguments(options: argparse.Namespace) -> list[str] | None:
+    """What `collcomp switch` is given; None where there is to be none."""
+    if options.loss is not None and not 0 <= options.loss < 1:
+        raise ValueError(f"--loss: {options.loss} is no share of packets, 0 to less than 1")
+    given = {"--program": options.program, "--loss": options.loss}
+    arguments = [text for option, value in given.items() if value is not None for text in (option, str(value))]
+    if options.algorithm == SWITCHED:
+        return arguments
+    if arguments:
+        raise ValueError(f"{arguments[0]}: there is a switch with --algorithm {SWITCHED} only")
+    return None
 
 
 def _tabulate(world: World, cls: type[Collective], settings: Settings) -> list[Row]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec, Identity
-from collcomp.collectives import ALGORITHMS, NATIVE
+from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, SWITCHED
+from collcomp.switch.programs import EXACT, PROGRAMS
 
 from ..arguments import NO_CODEC
 from ..ranks import MeasurementError, World
@@ -46,6 +47,8 @@ class Settings:
         As many as take a second or two, 3 at least, where None.
     warmup : int or None
         Calls before that; the last one is checked.
+    program : str or None
+        Of the switch, where there is one.
     validate : bool
     """
 
@@ -54,6 +57,7 @@ class Settings:
     algorithm: str | None = None
     iterations: int | None = None
     warmup: int | None = None
+    program: str | None = None
     validate: bool = True
 
     @property
@@ -146,6 +150,7 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
         hint = f"it can use: {', '.join(known)}" if known else "there is no choice"
         raise ValueError(f"--algorithm: {settings.algorithm!r} cannot do {cls.name}; {hint}")
     for codec in settings.rows:
+        _check_algorithm(codec, settings)
         if codec is not None and codec.needs_key and settings.validate:
             raise ValueError(
                 f"--codec: {codec.spec!r} remembers what it sent before, which repeating one message cannot check; "
@@ -153,9 +158,28 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
             )
         if codec is not None and settings.validate and not can_check(codec):
             raise ValueError(f"--codec: no error bound is known for {codec.spec!r}; give --no-validate")
+    most = PROGRAMS[settings.program].most_workers if settings.program is not None else None
+    if most is not None and ranks > most:
+        raise ValueError(f"--ranks: {ranks} are too many for --program {settings.program}, which takes {most}")
     for nbytes in settings.sizes:
         if cls.divided and nbytes % (ITEMSIZE * ranks):
             raise ValueError(f"--sizes: {nbytes} bytes are no whole number of float32 for each of {ranks} ranks")
+
+
+def _check_algorithm(codec: Codec | None, settings: Settings) -> None:
+    if codec is None or settings.algorithm is None:
+        return
+    required = REQUIRED.get(settings.algorithm, ())
+    if required and not any(getattr(codec, attribute) for attribute in required):
+        raise ValueError(
+            f"--codec: {codec.spec!r} cannot go by algorithm {settings.algorithm!r}, which needs a codec that is "
+            f"{' or '.join(required)}"
+        )
+    if settings.program not in (None, EXACT.name) and not codec.verbatim:
+        raise ValueError(
+            f"--codec: {codec.spec!r} cannot go by --program {settings.program}: its rounds need max or or, "
+            f"which program {EXACT.name} has"
+        )
 
 
 def measure(world: World, cls: type[Collective], settings: Settings, bar: Any) -> Iterator[Row]:
@@ -222,7 +246,8 @@ def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, se
     algorithm = NATIVE if codec is None else world.comm.bcast(records[0].algorithm if records else None)
     recorded = None if codec is None else sum(record.wire_nbytes or 0 for record in records) / calls
     wire_bytes = _busiest(world, operation, algorithm, recorded, counted)
-    verdict = _check(world, operation, codec or Identity(), algorithm) if settings.validate else None
+    summed_by = settings.program or algorithm if algorithm == SWITCHED else algorithm
+    verdict = _check(world, operation, codec or Identity(), summed_by) if settings.validate else None
     return _Trial(world.largest(seconds), algorithm, wire_bytes, verdict)
 
 
@@ -276,7 +301,8 @@ def _row(
     world: World, operation: Collective, codec: Codec | None, trial: _Trial, times: np.ndarray, native: float
 ) -> Row:
     size = world.size
-    if trial.algorithm in _SIZED_BY_DATA:
+    rounds = trial.algorithm == SWITCHED and codec is not None and not codec.verbatim
+    if rounds or trial.algorithm in _SIZED_BY_DATA:
         busiest = trial.wire_bytes
     else:
         frame_nbytes = operation.nbytes if codec is None else _frame_nbytes(world, operation, codec)

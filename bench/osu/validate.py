@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collcomp.codecs import Codec
+from collcomp.collectives import SWITCHED
 from collcomp.collectives.direct import chunks
 from collcomp.frame import Frame
 
@@ -34,6 +35,10 @@ __all__ = [
 
 _PIECE = 1 << 19
 _HALF_ULP = 2.0**-24
+#: Algorithms and programs that go through a summable codec's own rounds.
+_IN_ROUNDS = ("summed", SWITCHED)
+#: Largest step of a switch's fixed point, by program, where the sum of the magnitudes is at most so large.
+_FIXED_POINT = {"switchml": lambda largest: 2 * largest * 2.0**-31, "atp": lambda largest: 1e-6}
 
 
 class Check(NamedTuple):
@@ -129,12 +134,13 @@ def check_sum(
 ) -> Iterator[Check]:
     """Check elements `part` of the sum over `size` ranks of messages of `count` elements.
 
-    `reencoded` are the ranks that encode the part that they have summed.
+    `reencoded` are the ranks that encode the part that they have summed; `algorithm` may be a switch's program, too.
     """
-    if codec.sparse and algorithm != "summed":
+    rounds = codec.summable and algorithm in _IN_ROUNDS
+    if codec.sparse and not rounds:
         yield Check(got, sparse_sum(codec, algorithm, size, count, reencoded)[part].astype(np.float64), 0.0)
         return
-    if algorithm == "summed" or codec.whole:
+    if rounds or codec.whole:
         yield from _check_whole(got, codec, algorithm, size, count, part, reencoded)
         return
     halo = 2 * (size + 1) * codec.block
@@ -151,7 +157,12 @@ def check_sum(
                 error += error_bound(codec, magnitude + error)
         elif algorithm == "direct" and reencoded:
             error += error_bound(codec, np.abs(total) + error)
-        error += size * _HALF_ULP * (magnitude + error)
+        if algorithm == SWITCHED:
+            error += _HALF_ULP * (1 + _HALF_ULP) * np.abs(total)  # rounded once, and here twice
+        elif algorithm in _FIXED_POINT:
+            error += size * _FIXED_POINT[algorithm](size * magnitude.max(initial=0)) + 2 * _HALF_ULP * magnitude
+        else:
+            error += size * _HALF_ULP * (magnitude + error)
         inner = slice(piece.start - wide.start, piece.stop - wide.start)
         yield Check(got[piece.start - part.start : piece.stop - part.start], total[inner], error[inner])
 
@@ -161,7 +172,7 @@ def _check_whole(
 ) -> Iterator[Check]:
     """`check_sum` where one number, the largest magnitude of all operands, tells every element's bound."""
     peak = max(float(np.abs(values(rank, 0, count)).max(initial=0)) for rank in range(size))
-    operand = codec.error_bound(np.array([peak]), size if algorithm == "summed" else 1)
+    operand = codec.error_bound(np.array([peak]), size if algorithm in _IN_ROUNDS else 1)
     result = codec.error_bound(np.array([2 * size * peak]))
     assert operand is not None, "checked by can_check"
     assert result is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collcomp import local
-from collcomp.bench import launch
+from collcomp.bench import launch, ranks
 from collcomp.bench.arguments import parse_codecs, parse_sizes
 from collcomp.bench.cli import main
 from collcomp.bench.osu import COLLECTIVES
@@ -90,6 +90,22 @@ def test_codecs(text, codecs):
         (["allreduce", "--ranks", "1"], ["--ranks", "1"]),
         (["latency", "--ranks", "4"], ["--ranks", "4"]),
         (["bcast", "--algorithm", "ring"], ["--algorithm", "ring"]),
+        (["bcast", "--algorithm", "switched", "--loss", "0.1"], ["--algorithm", "switched"]),
+        (["allreduce", "--algorithm", "ring", "--loss", "0.0"], ["--loss", "switched"]),
+        (["allreduce", "--program", "atp"], ["--program", "switched"]),
+        (["allreduce", "--algorithm", "switched", "--program", "sum"], ["--program", "sum", "exact"]),
+        (["allreduce", "--algorithm", "switched", "--loss", "1"], ["--loss", "1.0"]),
+        (["allreduce", "--algorithm", "switched", "--loss", "nan"], ["--loss", "nan"]),
+        (["allreduce", "--algorithm", "switched", "--program", "atp", "--ranks", "33"], ["--ranks: 33", "atp", "32"]),
+        (
+            ["allreduce", "--algorithm", "switched", "--codec", "none,int8"],
+            ["--codec: 'int8'", "'switched'", "verbatim or summable"],
+        ),
+        (["allreduce", "--algorithm", "merged", "--codec", "int8"], ["--codec: 'int8'", "'merged'", "sparse"]),
+        (
+            ["allreduce", "--algorithm", "switched", "--program", "atp", "--codec", "shared_int"],
+            ["--codec: 'shared_int", "--program atp"],
+        ),
         (["allreduce", "--iterations", "0"], ["--iterations", "0"]),
         (["allreduce", "--json", "/nowhere/rows.json"], ["--json", "/nowhere/rows.json"]),
         (["allreduce", "--colour"], ["--colour"]),
@@ -107,6 +123,24 @@ def test_what_is_wrong_is_said_in_one_line(argv, words, capsys):
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert all(word in said.err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("argv", "switch"),
+    [
+        (["--algorithm", "switched"], []),
+        (["--algorithm", "switched", "--loss", "0.01", "--program", "atp"], ["--program", "atp", "--loss", "0.01"]),
+        (["--algorithm", "ring"], None),
+        ([], None),
+    ],
+)
+def test_the_algorithm_decides_whether_there_is_a_switch(monkeypatch, argv, switch):
+    asked = []
+    monkeypatch.setattr(ranks, "under_launcher", lambda: False)
+    monkeypatch.setattr(ranks, "launch", lambda *arguments: asked.append(arguments) or 0)
+    assert main(["allreduce", *argv]) == 0
+    ((*_, of_switch),) = asked
+    assert of_switch == switch
 
 
 # ---------------------------------------------------------------------- runs
