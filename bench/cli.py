@@ -13,6 +13,7 @@ from . import torch_backend
 from .osu import COLLECTIVES
 from .osu import command as osu
 from .ranks import print_once
+from .switch import command as switching
 from .train import command as training
 
 __all__ = ["main"]
@@ -69,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     torch_backend.add_options(torch)
     _add_ranks(torch, "2", "shm")
     torch.set_defaults(run=torch_backend.run)
+
+    switch = what.add_parser(
+        "switch", help="sums in an aggregating switch: which are exact, what loss and windows cost"
+    )
+    switching.add_options(switch)
+    _add_ranks(switch, "4; 2 for window", "200mbit; 100mbit for window")
+    switch.add_argument("--plot", metavar="FILE.png", help="plot throughput against window")
+    switch.set_defaults(run=lambda options, rest: switching.run(options))
 
     demo = what.add_parser("demo", help="native MPI against int8, int4 and topk over 200 Mbit/s, in a minute or two")
     demo.set_defaults(run=_demo)

@@ -10,9 +10,10 @@ from .table import bytes_text
 
 if TYPE_CHECKING:
     from .osu.driver import Row
+    from .switch.command import Throughput
     from .train import digits, results
 
-__all__ = ["plot_losses", "plot_times", "plot_training"]
+__all__ = ["plot_losses", "plot_times", "plot_training", "plot_windows"]
 
 
 def plot_times(rows: Sequence[Row], path: str) -> None:
@@ -90,6 +91,22 @@ def plot_losses(runs: Sequence[results.Result], path: str) -> None:
     row[0][0].set_ylabel("validation loss, nats a character")
     row[0][0].legend()
     figure.suptitle(f"{runs[0].model}, {runs[0].ranks} ranks, link {runs[0].link}")
+    figure.savefig(path, dpi=150)
+
+
+def plot_windows(rows: Sequence[Throughput], enough: float, title: str, path: str) -> None:
+    """Throughput by packets under way, beside what bandwidth and round-trip time let through."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    windows = [row.window for row in rows]
+    axes.plot(windows, [row.bytes_per_second / 1e6 for row in rows], "o-", label="measured", markersize=4)
+    axes.plot(windows, [row.expected / 1e6 for row in rows], "--", color="gray", label="expected")
+    axes.axvline(enough, color="gray", linewidth=1, alpha=0.7, label="bandwidth x round trip / packet")
+    axes.set(xscale="log", xlabel="packets under way", ylabel="values summed, MB/s", title=title)
+    axes.set_xticks(windows, [str(window) for window in windows])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=150)
 
 
