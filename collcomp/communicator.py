@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from collcomp.feedback import Residuals
 from collcomp.frame import Envelope
 from collcomp.messages import Messages, Received
 from collcomp.operation import IN_PLACE, How, Operation, Planner
+from collcomp.planner.layout import Layout, layout_for, layout_of_environment
 from collcomp.policies import DEFAULT_MIN_NBYTES, Fixed, Policy
 from collcomp.request import Persistent, Request
 from collcomp.scratch import Scratch
@@ -34,9 +36,9 @@ class Communicator:
     """Compressed collectives over a transport.
 
     Every collective takes, beside MPI's arguments, ``codec=`` (a spec such as ``"int4:block=128"`` or a `Codec`),
-    ``algorithm=`` (``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"``, ``"switched"``) and ``key=``
-    (the tensor's name, for codecs that remember; names and lengths, where the message consists of several tensors). Its
-    nonblocking form has an ``i`` in front and returns a `Request`.
+    ``algorithm=`` (``"direct"``, ``"ring"``, ``"hierarchical"``, ``"gathered"``, ``"merged"``, ``"summed"``,
+    ``"switched"``) and ``key=`` (the tensor's name, for codecs that remember; names and lengths, where the message
+    consists of several tensors). Its nonblocking form has an ``i`` in front and returns a `Request`.
 
     Parameters
     ----------
@@ -59,6 +61,10 @@ class Communicator:
     switch : str, optional
         ``"HOST:PORT"`` of a switch that sums, for ``algorithm="switched"``; by default what the environment variable
         ``COLLCOMP_SWITCH`` says.
+    layout : Layout or path, optional
+        How the ranks lie, the same on all of them: the order of ``algorithm="ring"``, the groups of
+        ``"hierarchical"``; by default what the file says that the environment variable ``COLLCOMP_LAYOUT`` names,
+        if it is one of so many ranks.
     native : bool
         Whether calls that are planned natively are done by the caller (`plan` tells) and not by this object.
     """
@@ -75,6 +81,7 @@ class Communicator:
         records: Records | None = None,
         mailbox: Transport | None = None,
         switch: str | None = None,
+        layout: Layout | str | Path | None = None,
         native: bool = False,
     ) -> None:
         if policy is None:
@@ -97,7 +104,8 @@ class Communicator:
             parse_address(switch, "switch")
         address = switch or os.environ.get("COLLCOMP_SWITCH")
         self._switch = SwitchPort(address, self.rank, self.size) if address else None
-        self._planner = Planner(self.rank, self.size, policy, self.residuals, native, address)
+        laid_out = layout_of_environment() if layout is None else layout_for(self.size, layout)
+        self._planner = Planner(self.rank, self.size, policy, self.residuals, native, address, laid_out)
         self._sequence = 0
         self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.

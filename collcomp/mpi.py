@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from mpi4py import MPI
@@ -18,6 +19,7 @@ from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, TransportError
 from collcomp.messages import Messages, Received
 from collcomp.operation import IN_PLACE, Operation
+from collcomp.planner.layout import Layout, layout_for
 from collcomp.policies import DEFAULT_MIN_NBYTES, Policy
 from collcomp.request import Persistent
 from collcomp.request import Request as BackgroundRequest
@@ -121,6 +123,10 @@ class Comm(MPI.Intracomm):
     switch : str, optional
         ``"HOST:PORT"`` of a switch that sums, for ``algorithm="switched"``; by default what the environment variable
         ``COLLCOMP_SWITCH`` says.
+    layout : Layout or path, optional
+        How the ranks lie, the same on all of them: the order of ``algorithm="ring"``, the groups of
+        ``"hierarchical"``; by default what the file says that the environment variable ``COLLCOMP_LAYOUT`` names,
+        if it is one of so many ranks. Communicators made from this one have the part of it that their ranks are in.
 
     Notes
     -----
@@ -145,6 +151,7 @@ class Comm(MPI.Intracomm):
         measure_error: bool = False,
         records: Records | None = None,
         switch: str | None = None,
+        layout: Layout | str | Path | None = None,
     ) -> Comm:
         """See the class."""
         if comm is not None and not isinstance(comm, MPI.Intracomm):
@@ -159,6 +166,7 @@ class Comm(MPI.Intracomm):
             "measure_error": measure_error,
             "records": self.records,
             "switch": switch,
+            "layout": layout if layout is None or not self else layout_for(self.Get_size(), layout),
         }
         self._native = codec is None and policy is None
         self._engine = None
@@ -496,10 +504,16 @@ class Comm(MPI.Intracomm):
         return self._mail
 
     def _like_this(self, comm: MPI.Comm) -> Comm:
-        return Comm(comm, **self._settings)
+        settings = self._settings
+        if settings["layout"] is not None and comm:
+            group, own = comm.Get_group(), self.Get_group()
+            settings = {**settings, "layout": settings["layout"].among(group.Translate_ranks(None, own))}
+            group.Free()
+            own.Free()
+        return Comm(comm, **settings)
 
     def _like_these(self, pair: tuple[MPI.Comm, MPI.Request]) -> tuple[Comm, MPI.Request]:
-        return self._like_this(pair[0]), pair[1]
+        return Comm(pair[0], **self._settings), pair[1]
 
 
 def _check_threads() -> None:

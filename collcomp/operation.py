@@ -8,9 +8,10 @@ from typing import Any
 
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, SWITCHED, Plan
+from collcomp.collectives import ALGORITHMS, HIERARCHICAL, NATIVE, REQUIRED, RING, SWITCHED, Plan
 from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
+from collcomp.planner.layout import VARIABLE, Layout
 from collcomp.policies import Call, Policy, plan_for, unsuited
 from collcomp.switch.lanes import carried_as
 from collcomp.switch.programs import EXACT, lanes_for
@@ -119,10 +120,20 @@ class Planner:
         Whether there is a library underneath; where there is none, its calls are done by `direct` without a codec.
     switch : str or None
         Address of a switch that sums.
+    layout : Layout or ValueError or None
+        How the ranks lie; what is wrong with it is raised by the calls that need it. One of another number of ranks is
+        the environment's.
     """
 
     def __init__(
-        self, rank: int, size: int, policy: Policy, residuals: Residuals, native: bool, switch: str | None = None
+        self,
+        rank: int,
+        size: int,
+        policy: Policy,
+        residuals: Residuals,
+        native: bool,
+        switch: str | None = None,
+        layout: Layout | ValueError | None = None,
     ) -> None:
         self.rank = rank
         self.size = size
@@ -130,6 +141,7 @@ class Planner:
         self.residuals = residuals
         self.has_native = native
         self.switch = switch
+        self.layout = layout
 
     def prepare(self, collective: str, args: Sequence[Any], how: How, options: dict[str, Any]) -> Operation:
         """Check and plan a `collective`, which is the name of one of the methods below."""
@@ -317,7 +329,27 @@ class Planner:
                 raise (TypeError if problem.startswith("dtype") else ValueError)(problem)
             if self.size == 1:  # nothing is sent, so nothing is lost
                 plan = replace(plan, codec=Identity(), algorithm="direct")
-        return plan
+        return self._laid_out(plan) if plan.algorithm in (RING, HIERARCHICAL) else plan
+
+    def _laid_out(self, plan: Plan) -> Plan:
+        """The plan with what the layout says of it."""
+        layout = self.layout
+        if isinstance(layout, ValueError):  # maybe on this rank alone: no rank may go on without
+            raise layout
+        reason = ""
+        if layout is not None and layout.size != self.size:
+            reason = f"{VARIABLE}: of {layout.size} ranks, the communicator has {self.size}"
+            layout = None
+        if plan.algorithm == RING:
+            order = plan.order or (layout.order if layout is not None else ())
+            return replace(plan, order=order, reason=plan.reason or reason)
+        groups = plan.groups or (layout.groups if layout is not None else ())
+        if not groups:
+            reason = reason or f"give layout=Layout(order, groups) or set {VARIABLE}"
+            raise ValueError(f"algorithm: {HIERARCHICAL!r} needs a layout with groups; {reason}")
+        if len({len(group) for group in groups}) > 1:
+            raise ValueError(f"layout: {HIERARCHICAL!r} needs groups of equal size, not {groups}")
+        return replace(plan, groups=groups)
 
     def _check_switched(self, call: Call, codec: Codec) -> None:
         if not self.switch:

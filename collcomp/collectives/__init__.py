@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from collcomp.collectives import direct, gathered, merged, ring, summed, switched
+from collcomp.collectives import direct, gathered, hierarchical, merged, ring, summed, switched
 from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
 
-__all__ = ["ALGORITHMS", "NATIVE", "OPS", "REQUIRED", "SWITCHED", "Exchange", "Plan"]
+__all__ = ["ALGORITHMS", "HIERARCHICAL", "NATIVE", "OPS", "REQUIRED", "RING", "SWITCHED", "Exchange", "Plan"]
 
 #: The algorithm that is none of ours: the call goes to the library underneath.
 NATIVE = "native"
+#: The algorithms that a layout has an order or groups for.
+RING, HIERARCHICAL = "ring", "hierarchical"
 #: The algorithm that needs a switch.
 SWITCHED = "switched"
 
@@ -35,7 +37,8 @@ ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
         "reduce_scatter": direct.reduce_scatter,
         "scatter": direct.scatter,
     },
-    "ring": {"allreduce": ring.allreduce},
+    RING: {"allreduce": ring.allreduce},
+    HIERARCHICAL: {"allreduce": hierarchical.allreduce},
     "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
     "merged": {"allreduce": merged.allreduce, "reduce": merged.reduce},
     "summed": {"allreduce": summed.allreduce},

@@ -24,10 +24,12 @@ from collcomp.scratch import Scratch
 from collcomp.switch.port import SwitchPort
 from collcomp.transports.base import Request, Transport
 
-__all__ = ["LOSSLESS", "Exchange", "Incoming", "Outgoing"]
+__all__ = ["LOSSLESS", "VERBATIM", "Exchange", "Incoming", "Outgoing"]
 
 #: The codec of what an algorithm sends losslessly, whatever the operation's codec is.
 LOSSLESS = Nonzeros()
+#: That of values that are sent from where they lie, whatever the operation's codec is.
+VERBATIM = Identity()
 
 # How often a rank that waits looks for notices and at the clock.
 _LOOK_S = 0.05
@@ -123,6 +125,7 @@ class Exchange:
         self.switch = switch
         self.codec = plan.codec
         self.order = plan.order or tuple(range(transport.size))
+        self.groups = plan.groups
         self.envelope = envelope
         self.rank = transport.rank
         self.size = transport.size
@@ -232,7 +235,7 @@ class Exchange:
         """
         envelope = self.envelope if total is None else replace(self.envelope, total=total)
         if self.codec.verbatim:
-            return self._wrap(values, kept, envelope)
+            return self._wrap(values, kept, envelope, self.codec)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
         if self._memory is not None and part is not None:
             nbytes = self._encode_feedback(values, place, self.remembered(part), divisor, memory, envelope)
@@ -260,6 +263,10 @@ class Exchange:
         else:
             nbytes = LOSSLESS.encode_selection(indices, values, count, memory, envelope)
         return Outgoing((memory[:nbytes],), (memory,), count)
+
+    def encode_verbatim(self, values: np.ndarray) -> Outgoing:
+        """Have `values` (of the message's dtype) sent from where they lie, to a `post` with the codec `VERBATIM`."""
+        return self._wrap(values, None, self.envelope, VERBATIM)
 
     def encode_sum(
         self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray | None, divisor: int
@@ -354,14 +361,14 @@ class Exchange:
         self.error_sq += float(np.dot(error, error))
         return nbytes
 
-    def _wrap(self, values: np.ndarray, kept: np.ndarray | None, envelope: Envelope) -> Outgoing:
+    def _wrap(self, values: np.ndarray, kept: np.ndarray | None, envelope: Envelope, codec: Codec) -> Outgoing:
         """Header and values apart: the values are sent from where they lie."""
         if values.dtype != envelope.dtype:
             values = values.astype(envelope.dtype)
         if kept is not None and not np.may_share_memory(kept, values):
             kept[...] = values
         head = self._scratch.take(HEADER_NBYTES)
-        self.codec.write_header(head, envelope, values.size, values.nbytes)
+        codec.write_header(head, envelope, values.size, values.nbytes)
         return Outgoing((head, values.view(np.uint8)), (head,), values.size)
 
     # ------------------------------------------------------------------ receiving
@@ -379,7 +386,7 @@ class Exchange:
         """Expect a frame of `count` elements from `source`.
 
         `into` is where verbatim values may land directly; `total` is the message's length as in `encode`; `codec` is
-        the frame's where it is not the operation's, and its values are of the working dtype then.
+        the frame's where it is not the operation's: `VERBATIM`, or `LOSSLESS` with values of the working dtype.
         """
         fits = into is not None and into.dtype == self.envelope.dtype
         one = Incoming(source, count, self.envelope.total if total is None else total, codec or self.codec)
@@ -430,7 +437,8 @@ class Exchange:
         self.send(Outgoing(tuple(parts), memory, incoming.count), dests, channel)
 
     def _dtype_of(self, incoming: Incoming) -> np.dtype:
-        return self.envelope.dtype if incoming.codec is self.codec else self.dtype
+        of_message = incoming.codec is self.codec or incoming.codec.verbatim
+        return self.envelope.dtype if of_message else self.dtype
 
     def _check(self, incoming: Incoming) -> Frame:
         try:

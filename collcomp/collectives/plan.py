@@ -16,10 +16,13 @@ class Plan:
     Attributes
     ----------
     algorithm : str
-        ``"native"``, ``"direct"``, ``"ring"``, ``"gathered"``, ``"merged"``, ``"summed"`` or ``"switched"``.
+        ``"native"``, ``"direct"``, ``"ring"``, ``"hierarchical"``, ``"gathered"``, ``"merged"``, ``"summed"`` or
+        ``"switched"``.
     codec : Codec
     order : tuple of int
         Ranks in the order that a ring visits them; rank order when empty.
+    groups : tuple of tuple of int
+        Ranks near to each other, for `hierarchical`.
     reason : str
         Why this was chosen, where that was not the caller's own wish; records keep it.
     """
@@ -27,4 +30,5 @@ class Plan:
     algorithm: str
     codec: Codec
     order: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
     reason: str = ""

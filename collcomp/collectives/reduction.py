@@ -1,4 +1,4 @@
-"""Sums (and MAX, MIN) of one slice over all ranks, in rank order, so that every run gives the same bits."""
+"""Sums (and MAX, MIN) of one slice over ranks, in rank order, so that every run gives the same bits."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def reduce_in_rank_order(
     own : ndarray or Frame
         This rank's operand. May not share memory with `acc` unless this is rank 0.
     incoming : sequence of Incoming
-        The frame of every other rank, in any order; all are there.
+        The frame of every other rank that takes part, in any order; all are there, of one codec.
     """
-    by_source = {one.source: one for one in incoming}
-    operands = [own if rank == ex.rank else ex.frame(by_source[rank]) for rank in range(ex.size)]
-    if ex.codec.verbatim:
+    by_rank = {one.source: ex.frame(one) for one in incoming} | {ex.rank: own}
+    operands = [by_rank[rank] for rank in sorted(by_rank)]
+    if (incoming[0].codec if incoming else ex.codec).verbatim:
         _combine_arrays([_values(operand) for operand in operands], acc, op)
     else:
         _assign(ex, operands[0], acc)

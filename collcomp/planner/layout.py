@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Layout"]
+__all__ = ["VARIABLE", "Layout", "layout_for", "layout_of_environment"]
+
+#: Environment variable that names the file of a layout, for communicators that are given none.
+VARIABLE = "COLLCOMP_LAYOUT"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,18 @@ class Layout:
         """Number of ranks."""
         return len(self.order)
 
+    def among(self, members: Sequence[int]) -> Layout:
+        """The layout of some of the ranks.
+
+        Parameters
+        ----------
+        members : sequence of int
+            Ranks of this layout; the i-th is rank i of the new one. Groups of which nobody is left are left out.
+        """
+        new = {rank: i for i, rank in enumerate(members)}
+        groups = [tuple(new[rank] for rank in group if rank in new) for group in self.groups]
+        return Layout(tuple(new[rank] for rank in self.order if rank in new), tuple(group for group in groups if group))
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Layout:
         """The layout that `dataclasses.asdict` gave, or JSON made of it."""
@@ -58,5 +74,30 @@ class Layout:
         """Read what `save` wrote."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except OSError as error:
+            raise ValueError(f"layout: {path} cannot be read ({error.strerror})") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"layout: {path} is no file that Layout.save wrote ({error})") from None
+
+
+def layout_for(size: int, given: Layout | str | Path) -> Layout:
+    """The layout that a program gave, or the one in that file.
+
+    Raises
+    ------
+    ValueError
+        If it is not one of `size` ranks.
+    """
+    layout = given if isinstance(given, Layout) else Layout.load(given)
+    if layout.size != size:
+        raise ValueError(f"layout: of {layout.size} ranks, the communicator has {size}")
+    return layout
+
+
+def layout_of_environment() -> Layout | ValueError | None:
+    """The layout in the file that the environment names; what is wrong with it is for the calls that need it."""
+    path = os.environ.get(VARIABLE)
+    try:
+        return Layout.load(path) if path else None
+    except ValueError as error:
+        return ValueError(f"{VARIABLE}: {error}")
