@@ -207,6 +207,11 @@ class Topology:
         links = [replace(link, bandwidth=link.bandwidth * factors.get(ends, 1.0)) for ends, link in self.links.items()]
         return Topology(self.name, self.nodes.values(), links)
 
+    def reversed(self) -> Topology:
+        """The topology with all links turned round."""
+        links = [replace(link, source=link.dest, dest=link.source) for link in self.links.values()]
+        return Topology(self.name, self.nodes.values(), links)
+
     # ------------------------------------------------------------------ files
 
     def to_dict(self) -> dict[str, Any]:
