@@ -9,7 +9,9 @@ import collcomp
 from collcomp.codecs import as_codec
 from collcomp.codecs.base import working_dtype
 from collcomp.collectives.direct import chunks
+from collcomp.collectives.hierarchical import pieces
 from collcomp.frame import Frame
+from collcomp.planner.layout import Layout
 
 F16, F32, F64 = map(np.dtype, ("f2", "f4", "f8"))
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -52,6 +54,17 @@ def run(size, program, *args, **options):
         if isinstance(outcome, BaseException):
             raise outcome
     return found
+
+
+def laid_out(algorithm, size):
+    """Options of communicators by which `algorithm` can be used."""
+    return {"layout": Layout(tuple(range(size)), two_tiers(size))} if algorithm == "hierarchical" else {}
+
+
+def two_tiers(size):
+    """Groups of equal size: several of several where `size` allows, ranks neither in order nor side by side."""
+    members = {2: 1, 5: 1, 4: 2, 6: 3, 8: 4}.get(size, size)
+    return tuple(tuple(range(size))[::-1][g :: size // members] for g in range(size // members))
 
 
 def uniform(count, dtype=F32, seed=0):
@@ -114,6 +127,12 @@ def reduction_bound(spec, xs, op, algorithm, dtype):
         error = error / scale + loss(spec, result + error / scale, dtype)
     elif algorithm == "gathered":  # every operand is rounded, the result is not
         error = (max if parts == 1 else sum)(loss(spec, p, dtype) for p in peaks) / scale
+    elif algorithm == "hierarchical":  # every group's sum but the owner's is rounded, then the result
+        groups = [[xs[rank] for rank in group] for group in two_tiers(size)]
+        sums = [reference(of_group, "sum" if parts > 1 else op) for of_group in groups]
+        losses = sorted(loss(spec, peak(x), dtype) for x in sums)[0 if parts == 1 else 1 :]
+        error = (max(losses) if parts == 1 else sum(losses)) / scale
+        error += loss(spec, result + error, dtype)
     else:  # every operand but the owner's own is rounded, then the result
         losses = sorted(loss(spec, p, dtype) for p in peaks)[0 if parts == 1 else 1 :]
         error = (max if parts == 1 else sum)(losses) / scale
@@ -171,6 +190,16 @@ def simulated_allreduce(spec, xs, op, algorithm):
     if algorithm == "gathered":
         return _combine([hop(x.astype(working)) for x in xs], op, size).astype(dtype)
     result = np.empty_like(xs[0])
+    if algorithm == "hierarchical":
+        groups = two_tiers(size)
+        for owner, part in pieces(xs[0].size, groups, as_codec(spec).block).items():
+            sums = {}
+            for group in groups:
+                of_group = _combine([xs[r][part].astype(working) for r in sorted(group)], "sum" if op == "avg" else op, 0)
+                in_column = next(set(c) for c in zip(*groups) if owner in c).intersection(group).pop()
+                sums[in_column] = of_group if owner in group else hop(of_group)
+            result[part] = hop(_combine([sums[r] for r in sorted(sums)], op, size)).astype(dtype)
+        return result
     for owner, part in enumerate(chunks(xs[0].size, size, as_codec(spec).block)):
         mine = [x[part].astype(working) for x in xs]
         if algorithm == "direct":

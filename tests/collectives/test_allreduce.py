@@ -9,6 +9,7 @@ from helpers import (
     F64,
     FLOATS,
     assert_within,
+    laid_out,
     operands,
     outcomes,
     peak,
@@ -21,7 +22,7 @@ from helpers import (
 
 from collcomp import IN_PLACE
 
-ALGORITHMS = ("direct", "ring", "gathered")
+ALGORITHMS = ("direct", "ring", "hierarchical", "gathered")
 NEAREST = ("identity", "fp16", "bf16", "int8", "int8:block=32", "int4")
 STOCHASTIC = ("int8:rounding=stochastic", "int4:block=64,rounding=stochastic")
 DENSE = (*NEAREST, *STOCHASTIC)
@@ -65,8 +66,8 @@ def all_cases(comm, codec, algorithm):
 @pytest.mark.parametrize("codec", DENSE)
 @each_algorithm
 def test_within_bounds_and_bit_identical(size, codec, algorithm):
-    found = run(size, all_cases, codec, algorithm)
-    again = run(size, all_cases, codec, algorithm)
+    found = run(size, all_cases, codec, algorithm, **laid_out(algorithm, size))
+    again = run(size, all_cases, codec, algorithm, **laid_out(algorithm, size))
     for i, (count, dtype, op, in_place) in enumerate(cases(size, codec)):
         what = f"{count} x {dtype}, {op}, in_place={in_place}"
         xs = operands(size, count, dtype)
@@ -87,7 +88,7 @@ def test_lossless_is_exact_on_integers(size, algorithm):
         integers = np.arange(1000, dtype=np.int64) << (comm.rank + 20)
         return allreduce(comm, x, algorithm=algorithm), allreduce(comm, integers, algorithm=algorithm)
 
-    for floats, integers in run(size, program):
+    for floats, integers in run(size, program, **laid_out(algorithm, size)):
         np.testing.assert_array_equal(floats, np.arange(1000) * (size * (size + 1) // 2))
         np.testing.assert_array_equal(integers, np.arange(1000) * sum(1 << (rank + 20) for rank in range(size)))
 
@@ -125,13 +126,13 @@ def test_many_segments(codec, size):
         assert same_bits(results[0], simulated_allreduce(codec, xs, "sum", "direct"))
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "gathered"])
-def test_many_segments_of_other_algorithms(algorithm):
+@pytest.mark.parametrize(("algorithm", "size"), [("ring", 3), ("gathered", 3), ("hierarchical", 4)])
+def test_many_segments_of_other_algorithms(algorithm, size):
     def program(comm):
         return allreduce(comm, operands(comm.size, 1_000_001)[comm.rank], codec="int8", algorithm=algorithm)
 
-    results = run(3, program)
-    xs = operands(3, 1_000_001)
+    results = run(size, program, **laid_out(algorithm, size))
+    xs = operands(size, 1_000_001)
     assert same_bits(*results, simulated_allreduce("int8", xs, "sum", algorithm))
 
 
@@ -167,13 +168,13 @@ def test_topk_adds_the_largest_exactly(size, dtype, count):
         assert same_bits(*results, expected)
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "ring"])
-def test_topk_by_other_algorithms_sends_what_it_says(algorithm):
+@pytest.mark.parametrize(("algorithm", "size"), [("direct", 3), ("ring", 3), ("hierarchical", 6)])
+def test_topk_by_other_algorithms_sends_what_it_says(algorithm, size):
     def program(comm):
         return allreduce(comm, operands(comm.size, 1000)[comm.rank], codec="topk:ratio=0.1", algorithm=algorithm)
 
-    results = run(3, program)
-    assert same_bits(*results, simulated_allreduce("topk:ratio=0.1", operands(3, 1000), "sum", algorithm))
+    results = run(size, program, **laid_out(algorithm, size))
+    assert same_bits(*results, simulated_allreduce("topk:ratio=0.1", operands(size, 1000), "sum", algorithm))
 
 
 # ---------------------------------------------------------------------- values that are no numbers
@@ -183,7 +184,7 @@ def test_topk_by_other_algorithms_sends_what_it_says(algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_nan_and_infinity_arrive(codec, algorithm):
     """Rank 1 alone has them; beside them no element is worse than its bound."""
-    size, count = 3, 3000
+    size, count = 4 if algorithm == "hierarchical" else 3, 3000
 
     def given():
         xs = operands(size, count)
@@ -193,7 +194,7 @@ def test_nan_and_infinity_arrive(codec, algorithm):
     def program(comm):
         return allreduce(comm, given()[comm.rank], codec=codec, algorithm=algorithm)
 
-    results = run(size, program)
+    results = run(size, program, **laid_out(algorithm, size))
     result = results[0]
     assert same_bits(*results)
     if "topk" in codec and algorithm != "gathered":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from codec_specs import LOSSY, SPECS
-from helpers import BF16, F16, F32, F64, UNIT, assert_within, operands, peak, reference, run, same_bits
+from helpers import BF16, F16, F32, F64, UNIT, assert_within, laid_out, operands, peak, reference, run, same_bits
 from switches import serving
 
 from collcomp.codecs import as_codec
@@ -49,11 +49,13 @@ def bound(codec, xs, algorithm, op):
     if codec.error_bound(np.ones(1)) is None:
         return None
     error = size * loss(largest, size if algorithm in ("summed", SWITCHED) else 1)
+    if algorithm == "hierarchical":  # sums of groups are rounded, as many as there are groups at most
+        error = size * loss(size * largest)
     if algorithm == "ring":  # each hop rounds a partial sum
         for _ in range(size):
             error += loss(size * largest + error)
     error /= scale
-    if algorithm in ("direct", "ring"):
+    if algorithm in ("direct", "ring", "hierarchical"):
         error += loss(size * largest / scale + error)
     error += 4 * size * UNIT[F32] * (size * largest + error)
     rounding = UNIT[xs[0].dtype]
@@ -65,8 +67,9 @@ def test_bits_and_bound(spec, algorithm, switch):
     codec = as_codec(spec)
     wide = BF16 if codec.verbatim and algorithm == SWITCHED else F64  # which no switch sums
     for size, dtype, op in ((2, F32, "sum"), (3, wide, "avg"), (4, F16, "sum")):
-        found = run(size, program, spec, algorithm, dtype, op, switch=switch.address)
-        again = run(size, program, spec, algorithm, dtype, op, switch=switch.address)
+        options = {"switch": switch.address, **laid_out(algorithm, size)}
+        found = run(size, program, spec, algorithm, dtype, op, **options)
+        again = run(size, program, spec, algorithm, dtype, op, **options)
         for step in range(STEPS):
             results = [of_rank[step] for of_rank in found]
             assert same_bits(*results, again[-1][step])
