@@ -192,12 +192,13 @@ def simulated_allreduce(spec, xs, op, algorithm):
     result = np.empty_like(xs[0])
     if algorithm == "hierarchical":
         groups = two_tiers(size)
+        inner = "sum" if op == "avg" else op
         for owner, part in pieces(xs[0].size, groups, as_codec(spec).block).items():
+            column = next(column for column in zip(*groups, strict=True) if owner in column)
             sums = {}
-            for group in groups:
-                of_group = _combine([xs[r][part].astype(working) for r in sorted(group)], "sum" if op == "avg" else op, 0)
-                in_column = next(set(c) for c in zip(*groups) if owner in c).intersection(group).pop()
-                sums[in_column] = of_group if owner in group else hop(of_group)
+            for rank, group in zip(column, groups, strict=True):
+                of_group = _combine([xs[r][part].astype(working) for r in sorted(group)], inner, size)
+                sums[rank] = of_group if owner in group else hop(of_group)
             result[part] = hop(_combine([sums[r] for r in sorted(sums)], op, size)).astype(dtype)
         return result
     for owner, part in enumerate(chunks(xs[0].size, size, as_codec(spec).block)):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec
-from collcomp.collectives import SWITCHED
+from collcomp.collectives import HIERARCHICAL, SWITCHED
 
 from .collective import Collective
+from .layout import groups_for
 from .message import values
 from .validate import Check, check_sum
 
@@ -34,7 +35,8 @@ class Allreduce(Collective):
     def checks(self, codec: Codec, algorithm: str) -> Iterable[Check]:
         part = self.share()
         everyone = range(self.size)
-        return check_sum(self.recv[part], codec, algorithm, self.size, self.count, part, reencoded=everyone)
+        groups = groups_for(self.size) if algorithm == HIERARCHICAL else ()
+        return check_sum(self.recv[part], codec, algorithm, self.size, self.count, part, groups, reencoded=everyone)
 
     def same_everywhere(self) -> np.ndarray:
         return self.recv

@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"codecs between commas; none is native MPI (default: {_CODECS}; none with --algorithm {SWITCHED})",
     )
     parser.add_argument(
-        "--algorithm", help="direct, ring, gathered, merged, summed or switched (default: each codec's own)"
+        "--algorithm",
+        help="direct, ring, hierarchical, gathered, merged, summed or switched (default: each codec's own)",
     )
     parser.add_argument("--program", choices=PROGRAMS, help=f"of the switch, with --algorithm {SWITCHED}")
     parser.add_argument("--loss", type=float, metavar="P", help="share of packets that the switch loses on purpose")

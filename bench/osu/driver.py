@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec, Identity
-from collcomp.collectives import ALGORITHMS, NATIVE, REQUIRED, SWITCHED
+from collcomp.collectives import ALGORITHMS, HIERARCHICAL, NATIVE, REQUIRED, SWITCHED
 from collcomp.switch.programs import EXACT, PROGRAMS
 
 from ..arguments import NO_CODEC
 from ..ranks import MeasurementError, World
 from .collective import Collective
+from .layout import groups_for
 from .message import ITEMSIZE, values
 from .validate import Verdict, can_check, differing, judge
 
@@ -29,7 +30,7 @@ _SMALL_WARMUP, _LARGE_WARMUP = 10, 2
 # Counters say more than payload (headers); fewer means that there is another way than the link.
 _MUST_CROSS = 0.95
 # Algorithms whose bytes no single frame tells: their own count is the bound.
-_SIZED_BY_DATA = ("merged", "summed")
+_SIZED_BY_DATA = ("merged", "summed", HIERARCHICAL)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Row:
         Median over iterations of the slowest rank, and that of native MPI in the same run.
     bound_seconds : float or None
         The fewest bytes on the busiest link with this algorithm and this codec's frames, over the link's rate; with
-        `summed` and `merged`, whose bytes depend on all ranks' values, `wire_bytes` over it.
+        `summed` and `merged`, whose bytes depend on all ranks' values, and `hierarchical`, which sends some raw,
+        `wire_bytes` over it.
     wire_bytes : float or None
         Sent by the busiest rank per operation: payload as collcomp records it, or for native MPI what the interface
         counted; None for native MPI where no link is shaped.
@@ -149,6 +151,8 @@ def check_settings(cls: type[Collective], settings: Settings, ranks: int) -> Non
     if settings.algorithm is not None and settings.algorithm not in known:
         hint = f"it can use: {', '.join(known)}" if known else "there is no choice"
         raise ValueError(f"--algorithm: {settings.algorithm!r} cannot do {cls.name}; {hint}")
+    if settings.algorithm == HIERARCHICAL:
+        groups_for(ranks)
     for codec in settings.rows:
         _check_algorithm(codec, settings)
         if codec is not None and codec.needs_key and settings.validate:

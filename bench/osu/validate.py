@@ -8,14 +8,15 @@ operand, and the result must be equal in every element.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from collcomp.codecs import Codec
-from collcomp.collectives import SWITCHED
+from collcomp.collectives import HIERARCHICAL, SWITCHED
 from collcomp.collectives.direct import chunks
+from collcomp.collectives.hierarchical import pieces
 from collcomp.frame import Frame
 
 from .message import values
@@ -130,32 +131,48 @@ def check_moved(got: np.ndarray, codec: Codec, source: int, part: slice, *, enco
 
 
 def check_sum(
-    got: np.ndarray, codec: Codec, algorithm: str, size: int, count: int, part: slice, *, reencoded: Iterable[int]
+    got: np.ndarray,
+    codec: Codec,
+    algorithm: str,
+    size: int,
+    count: int,
+    part: slice,
+    groups: Sequence[Sequence[int]] = (),
+    *,
+    reencoded: Iterable[int],
 ) -> Iterator[Check]:
     """Check elements `part` of the sum over `size` ranks of messages of `count` elements.
 
-    `reencoded` are the ranks that encode the part that they have summed; `algorithm` may be a switch's program, too.
+    `groups` are those whose sums are encoded, single ranks by default; `reencoded` are the ranks that encode the part
+    that they have summed; `algorithm` may be a switch's program, too.
     """
+    groups = groups or [[rank] for rank in range(size)]
     rounds = codec.summable and algorithm in _IN_ROUNDS
     if codec.sparse and not rounds:
-        yield Check(got, sparse_sum(codec, algorithm, size, count, reencoded)[part].astype(np.float64), 0.0)
+        expected = sparse_sum(codec, algorithm, size, count, groups, reencoded=reencoded)
+        yield Check(got, expected[part].astype(np.float64), 0.0)
         return
     if rounds or codec.whole:
-        yield from _check_whole(got, codec, algorithm, size, count, part, reencoded)
+        yield from _check_whole(got, codec, algorithm, size, count, part, groups, reencoded)
         return
     halo = 2 * (size + 1) * codec.block
     for piece, wide in _pieces(part, slice(0, count), halo):
         total, magnitude, error = np.zeros((3, wide.stop - wide.start))
-        for rank in range(size):
-            x = values(rank, wide.start, wide.stop).astype(np.float64)
-            total += x
-            magnitude += np.abs(x)
-            error += error_bound(codec, np.abs(x))
+        for group in groups:
+            of_group, magnitude_of_group = np.zeros((2, wide.stop - wide.start))
+            for rank in group:
+                x = values(rank, wide.start, wide.stop).astype(np.float64)
+                of_group += x
+                magnitude_of_group += np.abs(x)
+            total += of_group
+            magnitude += magnitude_of_group
+            rounded = len(group) * _HALF_ULP * magnitude_of_group if len(group) > 1 else 0.0
+            error += rounded + error_bound(codec, np.abs(of_group) + rounded)
         if algorithm == "ring":  # partial sums are encoded anew at each hop, wherever the ring begins
             error[:] = 0
             for _ in range(size):
                 error += error_bound(codec, magnitude + error)
-        elif algorithm == "direct" and reencoded:
+        elif algorithm in ("direct", HIERARCHICAL) and reencoded:
             error += error_bound(codec, np.abs(total) + error)
         if algorithm == SWITCHED:
             error += _HALF_ULP * (1 + _HALF_ULP) * np.abs(total)  # rounded once, and here twice
@@ -168,30 +185,50 @@ def check_sum(
 
 
 def _check_whole(
-    got: np.ndarray, codec: Codec, algorithm: str, size: int, count: int, part: slice, reencoded: Iterable[int]
+    got: np.ndarray,
+    codec: Codec,
+    algorithm: str,
+    size: int,
+    count: int,
+    part: slice,
+    groups: Sequence[Sequence[int]],
+    reencoded: Iterable[int],
 ) -> Iterator[Check]:
     """`check_sum` where one number, the largest magnitude of all operands, tells every element's bound."""
     peak = max(float(np.abs(values(rank, 0, count)).max(initial=0)) for rank in range(size))
-    operand = codec.error_bound(np.array([peak]), size if algorithm in _IN_ROUNDS else 1)
+    largest = max(map(len, groups)) * peak
+    operand = codec.error_bound(np.array([largest]), size if algorithm in _IN_ROUNDS else 1)
     result = codec.error_bound(np.array([2 * size * peak]))
     assert operand is not None, "checked by can_check"
     assert result is not None
-    error = size * (float(operand[0]) + 4 * _HALF_ULP * size * peak)
+    error = len(groups) * float(operand[0]) + size * 4 * _HALF_ULP * size * peak
     if algorithm == "ring":
         error += size * float(result[0])
-    elif algorithm == "direct" and reencoded:
+    elif algorithm in ("direct", HIERARCHICAL) and reencoded:
         error += float(result[0])
     for piece, _ in _pieces(part, part, 0):
         total = sum(values(rank, piece.start, piece.stop).astype(np.float64) for rank in range(size))
         yield Check(got[piece.start - part.start : piece.stop - part.start], np.asarray(total), error)
 
 
-def sparse_sum(codec: Codec, algorithm: str, size: int, count: int, reencoded: Iterable[int]) -> np.ndarray:
+def sparse_sum(
+    codec: Codec,
+    algorithm: str,
+    size: int,
+    count: int,
+    groups: Sequence[Sequence[int]] = (),
+    *,
+    reencoded: Iterable[int],
+) -> np.ndarray:
     """The very bits that `algorithm` gives with a sparse codec, whose frames hold a whole part each."""
     operands = [values(rank, 0, count) for rank in range(size)]
     if algorithm in ("gathered", "merged"):
         return _in_order([roundtrip(codec, x) for x in operands])
     result = np.empty(count, np.float32)
+    if algorithm == HIERARCHICAL:
+        for owner, part in pieces(count, groups, codec.block).items():
+            result[part] = roundtrip(codec, _sum_of_groups(codec, [x[part] for x in operands], groups, owner))
+        return result
     for owner, part in enumerate(chunks(count, size, codec.block)):
         if algorithm == "ring":
             partial = roundtrip(codec, operands[(owner + 1) % size][part])
@@ -202,6 +239,18 @@ def sparse_sum(codec: Codec, algorithm: str, size: int, count: int, reencoded: I
         mine = _in_order([x[part] if rank == owner else roundtrip(codec, x[part]) for rank, x in enumerate(operands)])
         result[part] = roundtrip(codec, mine) if owner in reencoded else mine
     return result
+
+
+def _sum_of_groups(
+    codec: Codec, operands: Sequence[np.ndarray], groups: Sequence[Sequence[int]], owner: int
+) -> np.ndarray:
+    """What the owner of a piece has before it encodes it."""
+    column = next(column for column in zip(*groups, strict=True) if owner in column)
+    sums = {}
+    for rank, group in zip(column, groups, strict=True):
+        of_group = _in_order([operands[member] for member in sorted(group)])
+        sums[rank] = of_group if rank == owner else roundtrip(codec, of_group)
+    return _in_order([sums[rank] for rank in sorted(sums)])
 
 
 def roundtrip(codec: Codec, x: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Groups of ranks that are near to each other: raw values inside a group, the codec between groups.
 
-The message is cut into one chunk for each member of a group, and each chunk into one piece for each group. Member i sums
-its group's operands of chunk i, which come as they are. The i-th members of all groups, a column, then do what `direct`
-does: each encodes the others' pieces of its group's sum for their owners; an owner sums, encodes the result once and
-sends it to its column and to its group; what arrives from the column is forwarded as it came to the own group. So a
-value is rounded twice whatever the number of ranks, and what leaves a group is as much as one member's message.
+The message is cut into one chunk for each member of a group, and each chunk into one piece for each group. Member i
+sums its group's operands of chunk i, which come as they are. The i-th members of all groups, a column, then do what
+`direct` does: each encodes the others' pieces of its group's sum for their owners; an owner sums, encodes the result
+once and sends it to its column and to its group; what arrives from the column is forwarded as it came to the own group.
+So a value is rounded twice whatever the number of ranks, and all members of a group together send to other groups what
+one rank sends in `direct` between so many.
 
 Source: Mikami et al., "Massively distributed SGD: ImageNet/ResNet-50 training in a flash", 2018 (its 2D-torus
 all-reduce), here with `direct` in both dimensions.

@@ -18,6 +18,7 @@ from collcomp.bench.osu.validate import check_moved, check_sum, error_bound, jud
 from collcomp.bench.ranks import MeasurementError
 from collcomp.codecs import Identity, Int8, TopK, as_codec
 from collcomp.errors import CollcompError
+from collcomp.planner.layout import Layout
 
 KEYS = [
     "collective", "codec", "algorithm", "mpi", "ranks", "link", "nbytes", "seconds", "seconds_native", "bound_seconds",
@@ -106,6 +107,7 @@ def test_codecs(text, codecs):
             ["allreduce", "--algorithm", "switched", "--program", "atp", "--codec", "shared_int"],
             ["--codec: 'shared_int", "--program atp"],
         ),
+        (["allreduce", "--algorithm", "hierarchical"], ["COLLCOMP_LAYOUT", "groups"]),
         (["allreduce", "--iterations", "0"], ["--iterations", "0"]),
         (["allreduce", "--json", "/nowhere/rows.json"], ["--json", "/nowhere/rows.json"]),
         (["allreduce", "--colour"], ["--colour"]),
@@ -210,9 +212,19 @@ def test_errors_are_within_their_bound_wherever_blocks_begin(spec, offset):
 
 
 @pytest.mark.parametrize("spec", ["none", "fp16", "bf16", "int8", "int4", "topk:ratio=0.02"])
-@pytest.mark.parametrize("algorithm", ["direct", "ring", "gathered"])
-def test_sums_are_right_until_one_is_planted_wrong(spec, algorithm):
-    size, count = 3, 5003
+@pytest.mark.parametrize(
+    ("algorithm", "groups"),
+    [
+        ("direct", ()),
+        ("ring", ()),
+        ("gathered", ()),
+        ("hierarchical", ((3, 0), (1, 2))),
+        ("hierarchical", ((0,), (1,))),
+    ],
+)
+def test_sums_are_right_until_one_is_planted_wrong(spec, algorithm, groups):
+    size, count = sum(map(len, groups)) or 3, 5003
+    options = {"layout": Layout(tuple(range(size)), groups)} if groups else {}
     codec = Identity() if spec == "none" else as_codec(spec)
 
     def rank(comm):
@@ -220,10 +232,10 @@ def test_sums_are_right_until_one_is_planted_wrong(spec, algorithm):
         comm.allreduce(values(comm.rank, 0, count), recv, codec=codec, algorithm=algorithm)
         return recv
 
-    result = local.run(size, rank)[1]
+    result = local.run(size, rank, **options)[1]
 
     def wrong(part):
-        checks = check_sum(result[part], codec, algorithm, size, count, part, reencoded=range(size))
+        checks = check_sum(result[part], codec, algorithm, size, count, part, groups, reencoded=range(size))
         return judge(checks).wrong
 
     whole, inner = slice(0, count), slice(1700, 3400)

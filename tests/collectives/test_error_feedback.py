@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import F16, F32, F64, UNIT, operands, outcomes, peak, run, same_bits, uniform
+from helpers import F16, F32, F64, UNIT, laid_out, operands, outcomes, peak, run, same_bits, uniform
 
 STEPS = 5
 CODECS = ("int8:feedback", "int4:feedback", "int4:block=32,rounding=stochastic,feedback", "topk:ratio=0.05,feedback")
@@ -27,13 +27,13 @@ def still_held(residuals, op):
     return sum(residual.astype(F64) for residual in residuals) / (len(residuals) if op == "avg" else 1)
 
 
-@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("algorithm", ["direct", "ring", "gathered"])
+@pytest.mark.parametrize("algorithm", ["direct", "ring", "hierarchical", "gathered"])
 @pytest.mark.parametrize("op", ["sum", "avg"])
 def test_nothing_is_lost(size, codec, algorithm, op):
     for count, dtype in ((0, F32), (3, F32), (1000, F32), (1000, F64)):
-        found = run(size, accumulate, codec, algorithm, op, dtype, count)
+        found = run(size, accumulate, codec, algorithm, op, dtype, count, **laid_out(algorithm, size))
         totals, residuals = zip(*found, strict=True)
         assert same_bits(*totals)
         true = true_sum(size, count, dtype, op)
