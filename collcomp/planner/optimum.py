@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from collcomp.planner.topology import Topology
 
-__all__ = ["COLLECTIVES", "Optimum", "optimum"]
+__all__ = ["COLLECTIVES", "Optimum", "integers", "optimum"]
 
 #: What there is a bound for.
 COLLECTIVES = ("allgather", "reduce_scatter", "allreduce")
@@ -164,23 +164,25 @@ class _CutSearch:
         return cut if self.ratio(cut) > ratio else None
 
 
-def integers(numbers: Sequence[float]) -> tuple[np.ndarray, Fraction]:
-    """The largest unit that all the numbers are multiples of, to a part in 2^24 of the largest, and the multiples.
+def integers(numbers: Sequence[float], parts: int = _FINEST) -> tuple[np.ndarray, Fraction]:
+    """The largest unit that all the numbers are multiples of, and the multiples.
 
     Parameters
     ----------
     numbers : sequence of float
         Above 0.
+    parts : int
+        The unit is at least this part of the largest number.
 
     Returns
     -------
     multiples : ndarray of int64
-        Of at least 1; rounded down where the numbers have no unit that large.
+        At least 1; rounded down where the numbers have no unit that large.
     unit : Fraction
     """
     exact = [Fraction(number) for number in numbers]
     unit = Fraction(gcd(*(x.numerator for x in exact)), lcm(*(x.denominator for x in exact)))
-    unit = max(unit, max(exact) / _FINEST)
+    unit = max(unit, max(exact) / parts)
     return np.array([max(int(x / unit), 1) for x in exact]), unit
 
 
