@@ -9,9 +9,14 @@ from typing import NoReturn
 
 from collcomp.errors import CollcompError
 
+from . import advise as advising
+from . import auto as choosing
+from . import calibrate as calibrating
 from . import torch_backend
+from .fabric import command as fabric
 from .osu import COLLECTIVES
 from .osu import command as osu
+from .planning import command as planning
 from .ranks import print_once
 from .switch import command as switching
 from .train import command as training
@@ -60,6 +65,21 @@ def _parser() -> argparse.ArgumentParser:
         collective.add_argument("--plot", metavar="FILE.png", help="plot time against size")
         collective.set_defaults(run=lambda options, rest, name=name: osu.run(name, options, rest))
 
+    calibrate = what.add_parser("calibrate", help="measure pairs of ranks, codecs and collectives, and write them down")
+    calibrating.add_options(calibrate)
+    _add_ranks(calibrate, "4", "shm", json=False)
+    calibrate.set_defaults(run=calibrating.run)
+
+    advise = what.add_parser("advise", help="measure, and print which codec and algorithm would win at each size")
+    advising.add_options(advise)
+    _add_ranks(advise, "4", "shm", json=False)
+    advise.set_defaults(run=advising.run)
+
+    auto = what.add_parser("auto", help="codec auto against native MPI and against each fixed choice")
+    choosing.add_options(auto)
+    _add_ranks(auto, "4", "shm")
+    auto.set_defaults(run=choosing.run)
+
     train = what.add_parser("train", help="train a classifier or a transformer with compressed gradients")
     training.add_options(train)
     _add_ranks(train, "4", "200mbit")
@@ -79,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument("--plot", metavar="FILE.png", help="plot throughput against window")
     switch.set_defaults(run=lambda options, rest: switching.run(options))
 
+    network = what.add_parser("fabric", help="leaves and spines: ring orders, placed flows, a slowed uplink")
+    fabric.add_options(network)
+    _add_ranks(network, "8; 4 for slow-uplink", "200mbit")
+    network.set_defaults(run=fabric.run)
+
+    plans = what.add_parser(
+        "planning", help="the simulator against SimGrid, placed flows against hashed ones, time to plan"
+    )
+    planning.add_options(plans)
+    plans.set_defaults(run=lambda options, rest: planning.run(options))
+
     demo = what.add_parser("demo", help="native MPI against int8, int4 and topk over 200 Mbit/s, in a minute or two")
     demo.set_defaults(run=_demo)
 
@@ -86,13 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_ranks(parser: argparse.ArgumentParser, ranks: str, link: str) -> None:
+def _add_ranks(parser: argparse.ArgumentParser, ranks: str, link: str, *, json: bool = True) -> None:
     parser.add_argument("--ranks", type=int, metavar="N", help=f"ranks to start (default: {ranks})")
     parser.add_argument(
         "--link", help=f"shm, or the rate of each rank's link: 200mbit, 1gbit, 2.5gbit, ... (default: {link})"
     )
     parser.add_argument("--mpi", choices=("mpich", "openmpi"), help="insist on this MPI (default: what is installed)")
-    parser.add_argument("--json", metavar="FILE", help="write all rows")
+    if json:
+        parser.add_argument("--json", metavar="FILE", help="write all rows")
 
 
 def _demo(options: argparse.Namespace, argv: Sequence[str]) -> int:

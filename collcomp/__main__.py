@@ -1,4 +1,4 @@
-"""The command line: ``collcomp run``, ``bench``, ``codecs``, ``switch`` and ``info``."""
+"""The command line: ``collcomp run``, ``bench``, ``calibrate``, ``advise``, ...."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from collcomp.bench.cli import main as bench
 
         return bench(argv[1:])
+    if argv[:1] in (["calibrate"], ["advise"]):  # they start ranks, as benchmarks do
+        from collcomp.bench.cli import main as bench
+
+        return bench(argv)
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -47,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     commands.add_parser("bench", help="measure: see collcomp bench --help", add_help=False)
+    commands.add_parser("calibrate", help="measure ranks, codecs and collectives, and write them down", add_help=False)
+    commands.add_parser("advise", help="measure, and print what would win at each size", add_help=False)
     commands.add_parser("codecs", help="list the codecs").set_defaults(command=_codecs)
     switch = commands.add_parser("switch", help="run an aggregating switch that workers reach over UDP")
     switch_command.add_options(switch)

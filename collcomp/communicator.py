@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from collcomp.codecs import Codec, as_codec
+from collcomp.codecs import Codec
 from collcomp.collectives import SWITCHED, Exchange
 from collcomp.diagnosis import Records
 from collcomp.feedback import Residuals
@@ -19,7 +19,7 @@ from collcomp.frame import Envelope
 from collcomp.messages import Messages, Received
 from collcomp.operation import IN_PLACE, How, Operation, Planner
 from collcomp.planner.layout import Layout, layout_for, layout_of_environment
-from collcomp.policies import DEFAULT_MIN_NBYTES, Fixed, Policy
+from collcomp.policies import DEFAULT_MIN_NBYTES, Auto, Policy, is_auto, policy_of
 from collcomp.request import Persistent, Request
 from collcomp.scratch import Scratch
 from collcomp.switch.port import SwitchPort
@@ -45,9 +45,10 @@ class Communicator:
     transport : Transport
         Carries the collectives; nothing else may send on it.
     codec : str or Codec, optional
-        For calls that name none.
+        For calls that name none; ``"auto"``, ``"auto:error=0.01"`` or ``"auto:int8|int4"`` choose (see
+        `policies.Auto`).
     min_nbytes : int
-        `codec` is used for messages of at least so many bytes.
+        `codec` is used for messages of at least so many bytes; ``"auto"`` finds out by itself.
     policy : Policy, optional
         Decides in place of `codec` and `min_nbytes`.
     deadline : float
@@ -85,7 +86,7 @@ class Communicator:
         native: bool = False,
     ) -> None:
         if policy is None:
-            policy = Fixed(None if codec is None else as_codec(codec), min_nbytes)
+            policy = policy_of(codec, min_nbytes)
         elif codec is not None:
             raise ValueError(f"codec: {codec!r} given beside a policy, which decides")
         if not deadline > 0:
@@ -106,6 +107,7 @@ class Communicator:
         self._switch = SwitchPort(address, self.rank, self.size) if address else None
         laid_out = layout_of_environment() if layout is None else layout_for(self.size, layout)
         self._planner = Planner(self.rank, self.size, policy, self.residuals, native, address, laid_out)
+        self._autos: dict[str, Auto] = {codec: policy} if isinstance(policy, Auto) and isinstance(codec, str) else {}
         self._sequence = 0
         self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.
@@ -279,16 +281,35 @@ class Communicator:
         When an argument is wrong the other ranks are told, so that they do not wait for this one; not with `tell`
         off, for callers that do the operation by other means then. `policy` decides in place of the communicator's own.
         """
-        draw, sequence = self.draw, self._count()
         try:
-            operation = self._planner.prepare(collective, args, How(codec, algorithm, key, policy), options)
+            if is_auto(codec):
+                codec, policy = None, self.auto(codec)
+            how = How(codec, algorithm, key, policy)
+            operation = self._planner.prepare(collective, args, how, options)
         except (TypeError, ValueError) as error:
             if tell:
-                self._refuse(sequence, error)
+                self.refuse(error)
             raise
-        operation.sequence = sequence
-        operation.draw = draw
+        if not operation.native:  # those that are have no number: some ranks may do them without asking here
+            operation.draw = self.draw
+            operation.sequence = self._count()
         return operation
+
+    def auto(self, codec: str | Codec | None) -> Auto | None:
+        """The policy that decides a call with this codec, where it is an `Auto`: None is the communicator's own."""
+        if codec is None:
+            return self.policy if isinstance(self.policy, Auto) else None
+        if not isinstance(codec, str) or not is_auto(codec):
+            return None
+        if codec not in self._autos:
+            self._autos[codec] = Auto.from_spec(codec)
+        return self._autos[codec]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups that the ranks lie in; 1 where nobody said."""
+        layout = self._planner.layout
+        return max(len(layout.groups), 1) if isinstance(layout, Layout) and layout.size == self.size else 1
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks that this one does not take part in the collective that they are at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from collcomp.codecs import Codec, Identity
@@ -44,3 +45,7 @@ class Fixed:
         if reason:
             return Plan(NATIVE, Identity(), reason=reason)
         return plan_for(call, self.codec, self.algorithm)
+
+    def native_below(self, collective: str) -> float:
+        """Messages of fewer bytes are native, whatever their dtype."""
+        return math.inf if self.codec is None else self.min_nbytes

@@ -27,7 +27,7 @@ from collcomp.transports.base import Request
 from collcomp.transports.mpi import MpiTransport
 from collcomp.transports.queues import RoutedRequest, take_oldest
 
-__all__ = ["SharedMemoryTransport", "mpi_transport"]
+__all__ = ["SharedMemoryTransport", "mpi_transport", "this_machine"]
 
 # Kind, tag; then where the frame is: serial number and file descriptor of the sender's slab, offset, bytes.
 _NOTE = struct.Struct("<QQQQQQ")
@@ -70,7 +70,7 @@ class _Place:
     nbytes: int
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Equal where processes can see each other's memory files and belong together; empty where there are none.
 
     Processes with a network of their own stand for machines of their own, whatever else they could do.
@@ -118,7 +118,7 @@ class SharedMemoryTransport(MpiTransport):
 
     def connect(self) -> bool:
         """Whether every rank can read every other's memory. Collective; no before use."""
-        machine = _machine()
+        machine = this_machine()
         token = os.urandom(16)
         card: tuple[str, int, _Place, bytes] | None = None
         if machine:

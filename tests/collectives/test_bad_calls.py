@@ -7,6 +7,7 @@ from helpers import F32, F64, operands, outcomes, same_bits
 import collcomp
 from collcomp import IN_PLACE
 from collcomp.errors import FrameError
+from collcomp.policies import Fixed
 from collcomp.transports.local import LocalTransport
 
 N = 12
@@ -187,7 +188,7 @@ def test_wrong_deadline(options):
 
 def test_codec_beside_a_policy():
     with pytest.raises(ValueError, match="codec: 'int8' given beside a policy"):
-        collcomp.local.communicators(1, codec="int8", policy=collcomp.communicator.Fixed())
+        collcomp.local.communicators(1, codec="int8", policy=Fixed())
 
 
 def test_unknown_keyword():

@@ -1,0 +1,246 @@
+"""What the collectives of a communicator cost on it, measured by doing them.
+
+Every rank takes part, and every rank ends with the same numbers: the slowest rank's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from collcomp.codecs import Codec, Identity, as_codec
+from collcomp.collectives import NATIVE
+from collcomp.communicator import Communicator
+from collcomp.diagnosis import Records
+from collcomp.frame import Frame
+from collcomp.planner.cost import NATIVE_CODEC, CodecCost, CostModel, Network, stored_model, work_of
+from collcomp.policies import Auto
+
+__all__ = ["QUICK", "THOROUGH", "Effort", "calibrate", "codec_cost"]
+
+_FACTOR = 4
+_FIRST_NBYTES = 8
+_TILE = 1 << 20
+_CODEC_COUNT = 1 << 18
+_CODEC_REPEATS = 7
+_PATTERN_SEED = 20_0414
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time measuring may take.
+
+    Attributes
+    ----------
+    longest : float
+        Seconds: no larger message is measured once an operation has taken so long.
+    seconds : float
+        To be spent on one way of doing a collective at one size, at most.
+    fewest, most : int
+        Repeats within that.
+    largest : int
+        Bytes of the largest message.
+    """
+
+    longest: float = 0.03
+    seconds: float = 0.08
+    fewest: int = 5
+    most: int = 25
+    largest: int = 32 << 20
+
+
+#: What a program takes at the first call of each collective: a second or two.
+QUICK = Effort()
+#: What is worth to be kept in a file.
+THOROUGH = Effort(longest=0.3, seconds=0.5, fewest=7, most=200, largest=64 << 20)
+
+#: The library's own collectives: called with the buffers of ours.
+Natives = Mapping[str, Callable[..., Any]]
+
+
+def calibrate(
+    communicator: Communicator, policy: Auto, collective: str, natives: Natives, effort: Effort = QUICK
+) -> CostModel:
+    """Let `policy` know what `collective` costs on `communicator`; measure what nobody has measured yet. Collective.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    policy : Auto
+    collective : str
+    natives : mapping of str to callable
+        The collectives of the library underneath, by our names, and ``"barrier"``.
+    effort : Effort
+
+    Returns
+    -------
+    CostModel
+        The policy's, from now on.
+    """
+    if communicator.size == 1:  # nothing is sent, so there is nothing to choose
+        model = CostModel(1, Network(0.0, 1.0))
+        policy.learn(model)
+        return model
+    with _private_records(communicator):
+        prober = _Prober(communicator, natives, effort)
+        model = policy.model or prober.stored()
+        if not model.fits:
+            model = replace(model, network=prober.network())
+        ways = policy.ways(collective, model.groups)
+        missing = [way for way in ways if (collective, *way) not in model.fits]
+        codecs = {spec: codec_cost(as_codec(spec)) for _, spec in missing}
+        model = model.with_measured(prober.times(collective, missing), prober.agreed_costs(codecs))
+    policy.learn(model)
+    return model
+
+
+def codec_cost(codec: Codec) -> CodecCost:
+    """Speed and size of a codec on normal float32 values, on this rank."""
+    values = _values(_CODEC_COUNT)
+    if codec.verbatim:
+        into = values.copy()
+        adding = _fastest(lambda: np.add(into, values, out=into))
+        return CodecCost(float(values.itemsize), 0.0, adding / values.size, lossless=True)
+    frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
+    nbytes = codec.encode(values, frame)
+    into = np.zeros_like(values)
+    encoding = _fastest(lambda: codec.encode(values, frame))
+    checked = Frame.read(frame[:nbytes])
+    decoding = _fastest(lambda: codec.decode_add(checked, into))
+    return CodecCost(nbytes / values.size, encoding / values.size, decoding / values.size, codec.lossless)
+
+
+def _fastest(do: Callable[[], Any]) -> float:
+    do()  # compiles
+    best = np.inf
+    for _ in range(_CODEC_REPEATS):
+        started = time.perf_counter()
+        do()
+        best = min(best, time.perf_counter() - started)
+    return float(best)
+
+
+def _values(count: int) -> np.ndarray:
+    tile = np.random.default_rng(_PATTERN_SEED).standard_normal(min(count, _TILE), dtype=np.float32)
+    return np.resize(tile, count)
+
+
+@contextmanager
+def _private_records(communicator: Communicator) -> Iterator[None]:
+    """Keep what is done here out of the user's records."""
+    kept = communicator.records
+    communicator.records = Records()
+    try:
+        yield
+    finally:
+        communicator.records = kept
+
+
+class _Prober:
+    """Does collectives again and again, and times them."""
+
+    def __init__(self, communicator: Communicator, natives: Natives, effort: Effort) -> None:
+        self.communicator = communicator
+        self.natives = natives
+        self.effort = effort
+
+    def stored(self) -> CostModel:
+        """What the file says that ``COLLCOMP_CALIBRATION`` names, if all ranks have the same and it is of these ranks; else nothing."""
+        empty = CostModel(self.communicator.size, Network(0.0, 1.0), groups=self.communicator.groups)
+        model = stored_model() or empty
+        if (model.size, model.groups) != (empty.size, empty.groups):
+            model = empty
+        digest = zlib.crc32(json.dumps(model.to_dict(), sort_keys=True).encode())
+        highest, lowest = self.agreed([digest, -digest])
+        return model if highest == -lowest else empty
+
+    def agreed(self, values: Sequence[float]) -> np.ndarray:
+        """The largest of all ranks' values, one by one."""
+        array = np.array(values, np.float64)
+        self.communicator.allreduce(array.copy(), array, "max", codec=Identity(), algorithm="direct")
+        return array
+
+    def agreed_costs(self, codecs: Mapping[str, CodecCost]) -> dict[str, CodecCost]:
+        """What the codecs cost on the slowest rank."""
+        numbers = [number for cost in codecs.values() for number in (cost.nbytes, cost.encode, cost.decode)]
+        if not numbers:
+            return {}
+        rows = self.agreed(numbers).reshape(-1, 3).tolist()
+        return {
+            spec: CodecCost(*row, lossless=cost.lossless)
+            for (spec, cost), row in zip(codecs.items(), rows, strict=True)
+        }
+
+    def network(self) -> Network:
+        """Latency and bandwidth of the ranks' links, all in use at once."""
+        way = ("direct", Identity().spec)
+        times = self.times("alltoall", [way], native=False)[("alltoall", *way)]
+        work = work_of("alltoall", "direct", self.communicator.size)
+        smallest, largest = min(times), max(times)
+        latency = times[smallest]
+        moving = max(times[largest] - latency, times[largest] / 10)
+        return Network(latency, work.wire * largest / moving)
+
+    def times(
+        self, collective: str, ways: Sequence[tuple[str, str]], *, native: bool = True
+    ) -> dict[tuple[str, str, str], dict[int, float]]:
+        """Median seconds of the slowest rank, by way and by size."""
+        all_ways = [(NATIVE, NATIVE_CODEC), *ways] if native else list(ways)
+        found: dict[tuple[str, str, str], dict[int, float]] = {(collective, *way): {} for way in all_ways}
+        nbytes, longest = _FIRST_NBYTES, 0.0
+        while nbytes <= self.effort.largest and longest < self.effort.longest:
+            buffers = _buffers(collective, nbytes, self.communicator)
+            seconds = self._in_turn(collective, all_ways, buffers)
+            for way, one in zip(all_ways, seconds, strict=True):
+                found[(collective, *way)][buffers[0].nbytes if collective != "scatter" else buffers[1].nbytes] = one
+            longest = max(seconds)
+            nbytes *= _FACTOR
+        return found
+
+    def _in_turn(self, collective: str, ways: Sequence[tuple[str, str]], buffers: Sequence[Any]) -> list[float]:
+        """Time all ways in turn, so that noise hits all alike."""
+        first = [self._once(collective, way, buffers) for way in ways for _ in range(2)][1::2]
+        estimate = float(np.mean(self.agreed(first)))
+        effort = self.effort
+        repeats = int(np.clip(effort.seconds / estimate, effort.fewest, effort.most))
+        times = [[self._once(collective, way, buffers) for way in ways] for _ in range(repeats)]
+        slowest = self.agreed([one for row in times for one in row]).reshape(repeats, len(ways))
+        return np.median(slowest, axis=0).tolist()
+
+    def _once(self, collective: str, way: tuple[str, str], buffers: Sequence[Any]) -> float:
+        algorithm, spec = way
+        communicator = self.communicator
+        how: dict[str, Any] = {}
+        if algorithm != NATIVE:
+            codec = as_codec(spec)
+            how = {"codec": replace(codec, feedback=False) if codec.feedback else codec, "algorithm": algorithm}
+        self.natives["barrier"]()
+        started = time.perf_counter()
+        if algorithm == NATIVE:
+            self.natives[collective](*buffers)
+        else:
+            communicator.run(communicator.plan(collective, *buffers, **how))
+        return time.perf_counter() - started
+
+
+def _buffers(collective: str, nbytes: int, communicator: Communicator) -> tuple[Any, ...]:
+    """Positional arguments of a call, for the library's own collective and for ours."""
+    size = communicator.size
+    count = -(-max(nbytes // 4, 1) // size) * size  # to be cut evenly
+    send = _values(count)
+    if collective == "bcast":
+        return (send,)
+    if collective in ("allgather", "gather"):
+        return send, np.empty(count * size, np.float32)
+    if collective == "scatter":
+        return np.resize(send, count * size), np.empty(count, np.float32)
+    if collective == "reduce_scatter":
+        return send, np.empty(count // size, np.float32)
+    return send, np.empty(count, np.float32)
