@@ -11,27 +11,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from types import MappingProxyType
 
-from collcomp.planner.topology import DEVICE, PORT, SWITCH, Link, Node, Topology
+from collcomp.planner.drawing import Drawing
+from collcomp.planner.topology import DEVICE, PORT, SWITCH, Topology
 
-__all__ = ["FAMILIES", "dgx_a100", "dragonfly", "fat_tree", "leaf_spine", "mi250", "star", "torus", "two_tier"]
-
-
-class _Drawing:
-    """Nodes and cables, put down one after another."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.links: list[Link] = []
-
-    def node(self, name: str, kind: str, host: str | None = None, plane: int | None = None) -> str:
-        self.nodes.append(Node(name, kind, host, plane))
-        return name
-
-    def cable(self, one: str, other: str, bandwidth: float, latency: float = 0.0) -> None:
-        self.links += Link(one, other, bandwidth, latency), Link(other, one, bandwidth, latency)
-
-    def topology(self, name: str) -> Topology:
-        return Topology(name, self.nodes, self.links)
+__all__ = [
+    "FAMILIES",
+    "copies",
+    "dgx_a100",
+    "dragonfly",
+    "fat_tree",
+    "leaf_spine",
+    "mi250",
+    "star",
+    "torus",
+    "two_tier",
+]
 
 
 def leaf_spine(
@@ -89,7 +83,7 @@ def leaf_spine(
     if uplink_bandwidth is None:
         hosts_of_fullest = -(-hosts // leaves)
         uplink_bandwidth = hosts_of_fullest * nics_per_host * (ports_per_nic // planes) * port_bandwidth / spines
-    drawing = _Drawing()
+    drawing = Drawing()
 
     def switch(plane: int, what: str) -> str:
         return f"plane{plane}.{what}" if planes > 1 else what
@@ -116,7 +110,7 @@ def leaf_spine(
     return drawing.topology(f"leaf-spine-{hosts}x{nics_per_host}x{ports_per_nic}")
 
 
-def _join_inside(drawing: _Drawing, host: str, devices: Iterable[str], bandwidth: float) -> None:
+def _join_inside(drawing: Drawing, host: str, devices: Iterable[str], bandwidth: float) -> None:
     nvswitch = drawing.node(f"{host}.nvswitch", SWITCH, host)
     for device in devices:
         drawing.cable(device, nvswitch, bandwidth)
@@ -154,7 +148,7 @@ def two_tier(
     uplinks = list(uplink_bandwidth) if isinstance(uplink_bandwidth, Sequence) else [uplink_bandwidth] * spines
     if len(uplinks) != spines:
         raise ValueError(f"uplink_bandwidth: {uplinks} has not one for each of {spines} spines")
-    drawing = _Drawing()
+    drawing = Drawing()
     for h in range(hosts):
         host = drawing.node(f"host{h}", DEVICE, f"host{h}")
         drawing.cable(host, f"leaf{h * leaves // hosts}", host_bandwidth, latency)
@@ -179,7 +173,7 @@ def star(hosts: int, bandwidth: float, *, latency: float = 0.0) -> Topology:
         Seconds, of every link.
     """
     _check_counts(hosts=hosts)
-    drawing = _Drawing()
+    drawing = Drawing()
     drawing.node("switch", SWITCH)
     for h in range(hosts):
         drawing.cable(drawing.node(f"host{h}", DEVICE, f"host{h}"), "switch", bandwidth, latency)
@@ -202,7 +196,7 @@ def fat_tree(k: int, bandwidth: float, *, latency: float = 0.0) -> Topology:
     if k % 2:
         raise ValueError(f"k: {k} is odd")
     half = range(k // 2)
-    drawing = _Drawing()
+    drawing = Drawing()
     for pod, edge, i in product(range(k), half, half):
         name = f"host{(pod * len(half) + edge) * len(half) + i}"
         drawing.cable(drawing.node(name, DEVICE, name), f"pod{pod}.edge{edge}", bandwidth, latency)
@@ -246,7 +240,7 @@ def dragonfly(
     """
     _check_counts(routers=routers, hosts_per_router=hosts_per_router, global_links=global_links)
     groups = routers * global_links + 1
-    drawing = _Drawing()
+    drawing = Drawing()
     for group, router, i in product(range(groups), range(routers), range(hosts_per_router)):
         name = f"host{(group * routers + router) * hosts_per_router + i}"
         drawing.cable(drawing.node(name, DEVICE, name), f"group{group}.router{router}", bandwidth, latency)
@@ -262,7 +256,7 @@ def dragonfly(
                     f"group{group}.router{(away - 1) // global_links}",
                     f"group{there}.router{(back - 1) // global_links}",
                 )
-                drawing.cable(*ends, global_bandwidth or bandwidth, latency)
+                drawing.cable(*ends, bandwidth if global_bandwidth is None else global_bandwidth, latency)
     return drawing.topology(f"dragonfly-{groups}x{routers}x{hosts_per_router}")
 
 
@@ -282,7 +276,7 @@ def torus(dims: Sequence[int], bandwidth: float, *, latency: float = 0.0) -> Top
         raise ValueError("dims: a torus has one dimension at least")
     for length in dims:
         _check_counts(dims=length)
-    drawing = _Drawing()
+    drawing = Drawing()
 
     def label(place: Sequence[int]) -> str:
         return "node" + "-".join(map(str, place))
@@ -313,7 +307,7 @@ def dgx_a100(boxes: int, *, latency: float = 0.0) -> Topology:
         Seconds, of every link of the network.
     """
     _check_counts(boxes=boxes)
-    drawing = _Drawing()
+    drawing = Drawing()
     for box in range(boxes):
         host = f"host{box}"
         gpus = [drawing.node(f"{host}.gpu{g}", DEVICE, host) for g in range(8)]
@@ -351,7 +345,7 @@ def mi250(boxes: int, *, latency: float = 0.0) -> Topology:
         Seconds, of every link of the network.
     """
     _check_counts(boxes=boxes)
-    drawing = _Drawing()
+    drawing = Drawing()
     for box in range(boxes):
         host = f"host{box}"
         gpus = [drawing.node(f"{host}.gpu{g}", DEVICE, host) for g in range(16)]
@@ -367,6 +361,52 @@ def mi250(boxes: int, *, latency: float = 0.0) -> Topology:
     return drawing.topology(f"mi250-x{boxes}")
 
 
+def copies(host: Topology, hosts: int, *, planes: int = 1, latency: float = 0.0) -> Topology:
+    """Hosts like a given one, with their ports on one switch, or on one for each of some planes.
+
+    Parameters
+    ----------
+    host : Topology
+        Of one host, with ports, as NCCL and hwloc describe them.
+    hosts : int
+    planes : int, default 1
+        Port i is in plane ``i % planes``.
+    latency : float, default 0
+        Seconds, of every link between a port and its switch, which is as fast as all other links of the port.
+
+    Raises
+    ------
+    ValueError
+        If `host` has no ports.
+    """
+    _check_counts(hosts=hosts, planes=planes)
+    if not host.ports:
+        raise ValueError(f"host: {host.name!r} has no ports")
+    drawing = Drawing()
+    for h in range(hosts):
+
+        def named(name: str, h: int = h) -> str:
+            return f"host{h}." + name.removeprefix(f"{host.nodes[name].host}.")
+
+        plane_of = {port: i % planes if planes > 1 else None for i, port in enumerate(host.ports)}
+        for node in host.nodes.values():
+            drawing.node(named(node.name), node.kind, f"host{h}", plane_of.get(node.name))
+        for (source, dest), link in host.links.items():
+            drawing.link(named(source), named(dest), link.bandwidth, link.latency)
+            if dest in plane_of:
+                drawing.link(named(dest), _switch(plane_of[dest]), link.bandwidth, latency)
+            if source in plane_of:
+                drawing.link(_switch(plane_of[source]), named(source), link.bandwidth, latency)
+    for plane in range(planes):
+        mark = plane if planes > 1 else None
+        drawing.node(_switch(mark), SWITCH, None, mark)
+    return drawing.topology(f"{host.name}-x{hosts}")
+
+
+def _switch(plane: int | None) -> str:
+    return "switch" if plane is None else f"plane{plane}.switch"
+
+
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -375,5 +415,8 @@ def _check_counts(**counts: int) -> None:
 
 #: The functions above, by the names that topology files call them.
 FAMILIES: Mapping[str, Callable[..., Topology]] = MappingProxyType(
-    {family.__name__: family for family in (dgx_a100, dragonfly, fat_tree, leaf_spine, mi250, star, torus, two_tier)}
+    {
+        family.__name__: family
+        for family in (copies, dgx_a100, dragonfly, fat_tree, leaf_spine, mi250, star, torus, two_tier)
+    }
 )
