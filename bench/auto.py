@@ -1,7 +1,7 @@
-"""``collcomp bench auto``: is ``codec="auto"`` ever slower than native MPI, and how far from the best fixed choice?
+"""``collcomp bench auto``: ``codec="auto"`` against native MPI, and against the best fixed choice.
 
-At each size native MPI, `Auto` and every way that it may choose are measured in one run, in an order drawn anew for each
-iteration. What it predicted stands beside what was measured.
+At each size native MPI, `Auto` and every way that it may choose are measured in one run, in an order drawn anew for
+each iteration. What was predicted stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
 
 
 def _time(world: World, calls: dict[str, Callable[[], Any]], iterations: int) -> dict[str, np.ndarray]:
-    """Seconds of the slowest rank, by call; in each iteration the calls come in another order, the same on all ranks."""
+    """Seconds of the slowest rank, by call; in each iteration the calls come in another order, alike on all ranks."""
     from mpi4py import MPI
 
     names = list(calls)

@@ -1,8 +1,8 @@
 """``collcomp calibrate``: measure the pairs of ranks, the codecs and the collectives, and write them to a file.
 
-The file is a `Topology` that has what was measured beside it: ``pairs`` (seconds of latency and bytes per second between
-each two ranks, one pair at a time), ``effective`` (bytes of messages per second over the ranks' links with each codec, its
-own time counted) and ``calibration`` (a `CostModel`). `COLLCOMP_CALIBRATION` names it to programs.
+The file is a `Topology` that has what was measured beside it: ``pairs`` (seconds of latency and bytes per second
+between each two ranks, one pair at a time), ``effective`` (bytes of messages per second over the ranks' links with each
+codec, its own time counted) and ``calibration`` (a `CostModel`). `COLLCOMP_CALIBRATION` names it to programs.
 """
 
 from __future__ import annotations

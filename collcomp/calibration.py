@@ -152,7 +152,7 @@ class _Prober:
         self.effort = effort
 
     def stored(self) -> CostModel:
-        """What the file says that ``COLLCOMP_CALIBRATION`` names, if all ranks have the same and it is of these ranks; else nothing."""
+        """What the file of ``COLLCOMP_CALIBRATION`` says, if all ranks have the same and it is of these ranks."""
         empty = CostModel(self.communicator.size, Network(0.0, 1.0), groups=self.communicator.groups)
         model = stored_model() or empty
         if (model.size, model.groups) != (empty.size, empty.groups):

@@ -78,13 +78,19 @@ class Records:
     ----------
     capacity : int
         How many records are kept; older ones make room.
+
+    Attributes
+    ----------
+    fresh : deque of tuple
+        What was not looked at yet. Whoever has no time for `add` appends (nbytes, seconds, reason) of an allreduce that
+        the library underneath did, and calls `settle` when there are many.
     """
 
     def __init__(self, capacity: int = 4096) -> None:
         if capacity < 1:
             raise ValueError(f"capacity: {capacity} records are too few")
         self._capacity = capacity
-        self._fresh: deque[tuple[Any, ...]] = deque()
+        self.fresh: deque[tuple[Any, ...]] = deque()
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=capacity)
         self._settled = 0
         self._totals: dict[tuple[str, str, str], Total] = {}
@@ -104,34 +110,27 @@ class Records:
         reason: str = "",
     ) -> None:
         """Append a record. Takes a fraction of a microsecond: totals are summed up when many have come, or are read."""
-        self._fresh.append(
+        self.fresh.append(
             (collective, algorithm, codec, nbytes, wire_nbytes, raw_nbytes, seconds, error_norm, key, reason)
         )
-        if len(self._fresh) >= self._capacity:
-            self._settle()
-
-    def add_native(self, collective: str, nbytes: int, seconds: float, reason: str = "") -> None:
-        """Append the record of a call that the library underneath did: `add` for the most frequent calls of all."""
-        fresh = self._fresh
-        fresh.append((collective, "native", "none", nbytes, None, None, seconds, None, None, reason))
-        if len(fresh) >= self._capacity:
-            self._settle()
+        if len(self.fresh) >= self._capacity:
+            self.settle()
 
     def clear(self) -> None:
         """Forget all; totals too."""
-        self._settle()
+        self.settle()
         with self._lock:
             self._kept.clear()
             self._totals.clear()
             self._settled = 0
 
     def __len__(self) -> int:
-        self._settle()
+        self.settle()
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Record]:
         """The kept records, oldest first."""
-        self._settle()
+        self.settle()
         first = self._settled - len(self._kept)
         return iter([Record(first + i, *entry) for i, entry in enumerate(self._kept)])
 
@@ -140,13 +139,14 @@ class Records:
 
     def totals(self) -> dict[tuple[str, str, str], Total]:
         """Totals by (collective, algorithm, codec) since the start."""
-        self._settle()
+        self.settle()
         return self._totals
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Number and sum up what is fresh."""
         with self._lock:
             # Other threads may go on adding; popleft and append are atomic.
-            fresh = [self._fresh.popleft() for _ in range(len(self._fresh))]
+            fresh = [_whole(self.fresh.popleft()) for _ in range(len(self.fresh))]
             self._kept.extend(fresh)
             self._settled += len(fresh)
             for kind, entries in groupby(fresh, _KIND):
@@ -157,3 +157,10 @@ class Records:
                 total.wire_nbytes += sum(filter(None, wire_nbytes))
                 total.raw_nbytes += sum(filter(None, raw_nbytes))
                 total.seconds += sum(seconds)
+
+
+def _whole(entry: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(entry) != 3:
+        return entry
+    nbytes, seconds, reason = entry
+    return ("allreduce", "native", "none", nbytes, None, None, seconds, None, None, reason)

@@ -1,13 +1,13 @@
 """How long a collective takes: a law of latency, bandwidth and codec speed, corrected by what was measured.
 
-The law is Hockney's (Parallel Computing 20, 1994) with a codec in it. An operation whose message is encoded into F bytes
-takes
+The law is Hockney's (Parallel Computing 20, 1994) with a codec in it. An operation whose message is encoded into F
+bytes takes
 
     steps * latency + max(wire * F / bandwidth, encodes * encode + decodes * decode)
 
-because encoding, sending and decoding overlap (`steps`, `wire`, `encodes` and `decodes`: see `Work`). What it leaves out
-(Python, copies, segments, cores that ranks share) is told by measurements, where there are any: an `overhead` that is
-added, and at each measured size a factor. Between sizes factors are interpolated over the logarithm of the size.
+because encoding, sending and decoding overlap (`steps`, `wire`, `encodes` and `decodes`: see `Work`). What it leaves
+out (Python, copies, segments, cores that ranks share) is told by measurements, where there are any: an `overhead` that
+is added, and at each measured size a factor. Between sizes factors are interpolated over the logarithm of the size.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def policy_of(codec: str | Codec | None, min_nbytes: int = DEFAULT_MIN_NBYTES) -> Policy:
-    """The policy that a communicator's ``codec=`` stands for: `Auto`, or that codec for messages that are large enough."""
+    """The policy that a communicator's ``codec=`` stands for: `Auto`, or that codec for large enough messages."""
     if is_auto(codec):
         return Auto.from_spec(str(codec))
     return Fixed(None if codec is None else as_codec(codec), min_nbytes)
