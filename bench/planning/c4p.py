@@ -5,14 +5,11 @@ host is on its own leaf in both planes; a leaf has eight uplinks of 200 Gbit/s, 
 at the same time, job r with the cards r of all hosts, in a ring whose order is drawn at random for each: all its edges
 cross leaves. Every edge moves at most 362 Gbit/s, what C4P says NVLink lets through.
 
-A ring is a pipeline, so its bus bandwidth is the rate of its slowest edge. The bytes of an edge are divided among its
-queue pairs beforehand, as NCCL does; rates are max-min fair among queue pairs, or paced in proportion to their shares
-where that is said. Jobs repeat, so that nobody runs alone at the end.
+Rates are max-min fair among queue pairs, or paced in proportion to their bytes where that is said.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,13 +17,14 @@ import numpy as np
 
 from collcomp.planner.ecmp import Hashed, addresses_of, switches_of
 from collcomp.planner.families import leaf_spine
-from collcomp.planner.flows import Flow, FlowTable, Placement
+from collcomp.planner.flows import Chooser, Flow, FlowTable
 from collcomp.planner.placing import LeastLoaded
-from collcomp.planner.simulate import Transfers, routes_of, simulate
 from collcomp.planner.splitting import Split
 from collcomp.planner.topology import Topology
 
-__all__ = ["Row", "bus_bandwidths", "rows", "setting"]
+from .ring_jobs import bus_bandwidths
+
+__all__ = ["GBIT", "Row", "count_cases", "rows", "setting"]
 
 GBIT = 1e9 / 8
 
@@ -36,7 +34,6 @@ _PLANES = 2
 _PORT = 200 * GBIT
 _NVLINK = 362 * GBIT
 _NBYTES = 1e9  # of each edge and step; every result is a rate, so any number does
-_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -82,63 +79,11 @@ def _rings(jobs: int, rng: np.random.Generator) -> list[Flow]:
     return flows
 
 
-def bus_bandwidths(table: FlowTable, *, paced: bool = False, cap: float = _NVLINK) -> dict[str, float]:
-    """Bytes per second of each job's ring, by simulation.
-
-    Parameters
-    ----------
-    table : FlowTable
-        Jobs whose flows are the edges of a ring, and move the same bytes in each job.
-    paced : bool
-        Queue pairs share links in proportion to their bytes.
-    cap : float
-        Bytes per second that an edge moves at most.
-    """
-    placements = table.placements
-    links = len(table.paths.links)
-    paths: list[list[int]] = []
-    nbytes, weights = [], []
-    before, after = [], []
-    ends: dict[str, int] = {}
-    for job, edges in table.jobs.items():
-        last = None
-        for _ in range(_REPEATS):
-            first = len(paths)
-            for placement in edges:
-                # Queue pairs that go the same way are one transfer with as many shares.
-                together = Counter(placement.ways)
-                shares: dict[tuple[int, ...], float] = defaultdict(float)
-                for way, share in zip(placement.ways, placement.shares, strict=True):
-                    shares[way] += share
-                for way, share in shares.items():
-                    paths.append([*way, links + placements.index(placement)])
-                    nbytes.append(share * placement.flow.nbytes)
-                    weights.append(share if paced else together[way])
-            members = range(first, len(paths))
-            if last is not None:
-                before += [last] * len(members)
-                after += members
-            last = len(paths)  # an event that waits for all of them
-            before += members
-            after += [last] * len(members)
-            paths.append([])
-            nbytes.append(0.0)
-            weights.append(1.0)
-        ends[job] = last
-    capacities = np.append(table.bandwidths[:-1], np.full(len(placements), cap))
-    transfers = Transfers(
-        routes_of(paths, len(capacities)), np.array(nbytes), before=np.array(before), after=np.array(after),
-        weights=np.array(weights, np.float64),
-    )  # fmt: skip
-    finished = simulate(transfers, capacities).finished
-    return {job: _REPEATS * edges[0].flow.nbytes / finished[ends[job]] for job, edges in table.jobs.items()}
-
-
 @dataclass(frozen=True)
 class _Case:
     what: str
     queue_pairs: int
-    place: Callable[[int, np.random.Generator, Topology], Callable[[FlowTable, list[Placement]], None]]
+    place: Callable[[int, np.random.Generator, Topology], Chooser]
     paper: str = ""
     jobs: int = _CARDS
     after_failure: bool = False
@@ -195,7 +140,7 @@ def rows(seeds: int, progress: Callable[[int], object] = lambda done: None) -> I
         bounds = []
         for seed in range(seeds):
             table = _placed(case, topology, np.random.default_rng(seed))
-            bandwidths += bus_bandwidths(table, paced=case.paced).values()
+            bandwidths += bus_bandwidths(table, _NVLINK, paced=case.paced).values()
             bounds.append(_NBYTES / table.fewest_seconds())
             progress(1)
         results = np.array(bandwidths) / GBIT

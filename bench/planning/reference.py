@@ -100,5 +100,5 @@ def compare(seeds: range) -> Iterator[Difference]:
         got = simulated(instance).finished
         ended = time.perf_counter()
         relative = float((np.abs(got - expected) / expected).max())
-        sizes = [len(instance[what]) for what in ("capacities", "transfers", "changes")]
-        yield Difference(seed, *sizes, relative, ended - between, between - begun)
+        links, transfers, changes = (len(instance[what]) for what in ("capacities", "transfers", "changes"))
+        yield Difference(seed, links, transfers, changes, relative, ended - between, between - begun)

@@ -46,8 +46,12 @@ class FiveTuple:
 
     def to_bytes(self) -> bytes:
         """Addresses, protocol and ports as they follow one another in the headers."""
-        ends = (ipaddress.IPv4Address(end).packed for end in (self.source, self.dest))
-        return b"".join(ends) + struct.pack(">BHH", self.protocol, self.source_port, self.dest_port)
+        return _packed(self.source) + _packed(self.dest) + struct.pack(">BHH", self.protocol, self.source_port, self.dest_port)
+
+
+@lru_cache(1 << 16)
+def _packed(address: str) -> bytes:
+    return ipaddress.IPv4Address(address).packed
 
 
 def _crc32(data: bytes) -> int:
