@@ -34,7 +34,8 @@ _SECONDS = 6.0
 _FEWEST, _MOST = 7, 4000
 # A fixed way that takes so many times as long as native MPI is not the best one: it is left out after a first look.
 _HOPELESS = 2.0
-_LOOKS = 3
+_LOOKS, _SMALL_LOOKS = 3, 25
+_SMALL_NBYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
             "auto": partial(automatic.Allreduce, send, recv),
         }
         calls |= {name: partial(fixed.Allreduce, send, recv, **how) for name, how in ways.items()}
-        first = _time(world, calls, _LOOKS)
+        first = _time(world, calls, _SMALL_LOOKS if nbytes <= _SMALL_NBYTES else _LOOKS)
         chosen = world.comm.bcast(automatic.records[-1])
         first = {name: times[1:] for name, times in first.items()}  # the first calls connect and allocate
         native = float(np.min(first[NATIVE]))

@@ -30,7 +30,8 @@ _FIRST_NBYTES = 8
 _TILE = 1 << 20
 _CODEC_COUNT = 1 << 18
 _CODEC_REPEATS = 7
-_PATTERN_SEED = 20_0414
+# The first one of so many repeats is not counted.
+_WARMING = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Effort:
     longest: float = 0.03
     seconds: float = 0.08
     fewest: int = 5
-    most: int = 25
+    most: int = 60
     largest: int = 32 << 20
 
 
@@ -128,7 +129,7 @@ def _fastest(do: Callable[[], Any]) -> float:
 
 
 def _values(count: int) -> np.ndarray:
-    tile = np.random.default_rng(_PATTERN_SEED).standard_normal(min(count, _TILE), dtype=np.float32)
+    tile = np.random.default_rng(0).standard_normal(min(count, _TILE), dtype=np.float32)
     return np.resize(tile, count)
 
 
@@ -161,7 +162,7 @@ class _Prober:
         highest, lowest = self.agreed([digest, -digest])
         return model if highest == -lowest else empty
 
-    def agreed(self, values: Sequence[float]) -> np.ndarray:
+    def agreed(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """The largest of all ranks' values, one by one."""
         array = np.array(values, np.float64)
         self.communicator.allreduce(array.copy(), array, "max", codec=Identity(), algorithm="direct")
@@ -205,14 +206,18 @@ class _Prober:
         return found
 
     def _in_turn(self, collective: str, ways: Sequence[tuple[str, str]], buffers: Sequence[Any]) -> list[float]:
-        """Time all ways in turn, so that noise hits all alike."""
+        """Time all ways in turn, in orders drawn anew, so that noise and what came before hit all alike."""
         first = [self._once(collective, way, buffers) for way in ways for _ in range(2)][1::2]
         estimate = float(np.mean(self.agreed(first)))
         effort = self.effort
         repeats = int(np.clip(effort.seconds / estimate, effort.fewest, effort.most))
-        times = [[self._once(collective, way, buffers) for way in ways] for _ in range(repeats)]
-        slowest = self.agreed([one for row in times for one in row]).reshape(repeats, len(ways))
-        return np.median(slowest, axis=0).tolist()
+        rng = np.random.default_rng(repeats)
+        times = np.empty((repeats, len(ways)))
+        for row in times:
+            for k in rng.permutation(len(ways)).tolist():
+                row[k] = self._once(collective, ways[k], buffers)
+        slowest = self.agreed(times.ravel()).reshape(times.shape)
+        return np.median(slowest[repeats // _WARMING :], axis=0).tolist()
 
     def _once(self, collective: str, way: tuple[str, str], buffers: Sequence[Any]) -> float:
         algorithm, spec = way

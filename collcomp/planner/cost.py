@@ -5,6 +5,7 @@ bytes takes
 
     steps * latency + max(wire * F / bandwidth, encodes * encode + decodes * decode)
 
+where all links are alike, and with a `Wire` of its own for each algorithm where a topology says what each link carries;
 because encoding, sending and decoding overlap (`steps`, `wire`, `encodes` and `decodes`: see `Work`). What it leaves
 out (Python, copies, segments, cores that ranks share) is told by measurements, where there are any: an `overhead` that
 is added, and at each measured size a factor. Between sizes factors are interpolated over the logarithm of the size.
@@ -22,7 +23,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CALIBRATION", "NATIVE_CODEC", "CodecCost", "CostModel", "Fit", "Network", "Work", "stored_model", "work_of"]
+__all__ = [
+    "CALIBRATION",
+    "NATIVE_CODEC",
+    "CodecCost",
+    "CostModel",
+    "Fit",
+    "Network",
+    "Wire",
+    "Work",
+    "stored_model",
+    "work_of",
+]
 
 #: Names a file that `collcomp calibrate` wrote: what it measured need not be measured again.
 CALIBRATION = "COLLCOMP_CALIBRATION"
@@ -124,6 +136,23 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Wire:
+    """What an algorithm's traffic costs on a topology, on the links that are busiest.
+
+    Attributes
+    ----------
+    latency : float
+        Seconds of all steps.
+    frame, raw : float
+        Seconds for each byte of the encoded message, and for each byte of the message where it travels as it is.
+    """
+
+    latency: float
+    frame: float
+    raw: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CodecCost:
     """What a codec costs on one rank while all ranks of the machine are at it.
 
@@ -186,6 +215,8 @@ class CostModel:
         By collective, algorithm and codec's spec; native calls by ``"native"`` and ``"none"``.
     groups : int
         Number of groups of the ranks' layout.
+    wires : mapping of str to Wire
+        By algorithm, where the network is not all that is known.
     """
 
     size: int
@@ -193,6 +224,7 @@ class CostModel:
     codecs: Mapping[str, CodecCost] = field(default_factory=dict)
     fits: Mapping[tuple[str, str, str], Fit] = field(default_factory=dict)
     groups: int = 1
+    wires: Mapping[str, Wire] = field(default_factory=dict)
 
     def law(self, collective: str, algorithm: str, codec: str, nbytes: int, itemsize: int = _ITEMSIZE) -> float:
         """Seconds without any correction."""
@@ -204,7 +236,10 @@ class CostModel:
             count = cost.elements(nbytes, itemsize)
             frame_nbytes = cost.nbytes * count
             busy = (work.encodes * cost.encode + work.decodes * cost.decode) * count
-        return work.steps * self.network.latency + max(work.wire * frame_nbytes / self.network.bandwidth, busy)
+        wire = self.wires.get(algorithm)
+        if wire is None:
+            wire = Wire(work.steps * self.network.latency, work.wire / self.network.bandwidth)
+        return wire.latency + max(wire.frame * frame_nbytes + wire.raw * nbytes, busy)
 
     def seconds(self, collective: str, algorithm: str, codec: str, nbytes: int, itemsize: int = _ITEMSIZE) -> float:
         """Predicted seconds of one operation.
