@@ -22,7 +22,7 @@ Routes = dict[tuple[int, int], list[tuple[tuple[int, ...], int]]]
 
 def max_flow(capacities: np.ndarray, source: int, dest: int) -> int:
     """The greatest flow in a network given as a square matrix of integers, the sum of each column below 2^31."""
-    return maximum_flow(_sparse(capacities), source, dest).flow_value
+    return int(maximum_flow(_sparse(capacities), source, dest).flow_value)
 
 
 def _sparse(capacities: np.ndarray) -> csr_array:
