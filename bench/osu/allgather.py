@@ -42,7 +42,3 @@ class Allgather(Collective):
 
     def bus_factor(self) -> float:
         return (self.size - 1) / self.size
-
-    @classmethod
-    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        return (size - 1) * frame_nbytes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs import Codec
-from collcomp.collectives import HIERARCHICAL, SWITCHED
+from collcomp.collectives import HIERARCHICAL
 
 from .collective import Collective
 from .layout import groups_for
@@ -46,8 +46,5 @@ class Allreduce(Collective):
 
     @classmethod
     def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        if algorithm == "gathered":
-            return (size - 1) * frame_nbytes
-        if algorithm == SWITCHED:
-            return frame_nbytes
-        return 2 * (size - 1) / size * frame_nbytes
+        # Two tiers move as much in all, only elsewhere.
+        return super().fewest_bytes(frame_nbytes, size, "direct" if algorithm == HIERARCHICAL else algorithm)

@@ -43,7 +43,3 @@ class Bcast(Collective):
 
     def same_everywhere(self) -> np.ndarray:
         return self.recv
-
-    @classmethod
-    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        return frame_nbytes

@@ -43,9 +43,5 @@ class Gather(Collective):
         return (self.size - 1) / self.size
 
     @classmethod
-    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        return (size - 1) * frame_nbytes  # that is what the root receives
-
-    @classmethod
     def fewest_sent(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
         return frame_nbytes

@@ -38,13 +38,5 @@ class Reduce(Collective):
         return check_sum(self.recv, codec, algorithm, self.size, self.count, part, reencoded=all_but_root)
 
     @classmethod
-    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        if algorithm == "gathered":
-            return (size - 1) * frame_nbytes
-        if algorithm in ("direct", "merged"):  # the root receives its part's operands, and all other parts' sums
-            return 2 * (size - 1) / size * frame_nbytes
-        return frame_nbytes
-
-    @classmethod
     def fewest_sent(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
         return frame_nbytes

@@ -36,7 +36,3 @@ class ReduceScatter(Collective):
 
     def bus_factor(self) -> float:
         return (self.size - 1) / self.size
-
-    @classmethod
-    def fewest_bytes(cls, frame_nbytes: float, size: int, algorithm: str) -> float:
-        return (size - 1) / size * frame_nbytes

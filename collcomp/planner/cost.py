@@ -88,7 +88,7 @@ def work_of(collective: str, algorithm: str, size: int, groups: int = 1) -> Work
         between = 2 * (groups - 1) / max(groups, 1) / per_group
         works = {
             # Rabenseifner's: halving, then doubling.
-            "native": Work(2 * math.log2(size) if size > 1 else 0, 2 * share, 0, share),
+            "native": Work(2 * math.log2(size), 2 * share, 0, share),
             "direct": Work(2, 2 * share, 1, 2 * share),
             "ring": Work(2 * others, 2 * share, 1, 2 * share),
             "hierarchical": Work(4, between, 1 / per_group, 1 + (groups - 1) / max(groups, 1) / per_group),
@@ -99,7 +99,7 @@ def work_of(collective: str, algorithm: str, size: int, groups: int = 1) -> Work
         }
     elif collective == "reduce":
         works = {
-            "native": Work(2 * math.log2(size) if size > 1 else 0, 2 * share, 0, share),
+            "native": Work(math.log2(size), 1, 0, share),
             "direct": Work(2, 2 * share, 1, 2 * share),
             "gathered": Work(1, others, 1, others),
             "merged": Work(2, 2 * share, 1, 1 + share),
