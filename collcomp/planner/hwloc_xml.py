@@ -6,6 +6,7 @@ hwloc was built with NVML. Of the network it tells the cards only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from xml.etree.ElementTree import Element
 
@@ -139,7 +140,7 @@ class _Reader:
         names = [inner.get("name", "") for inner in element.iter("object") if self._is_of(inner, _NETWORKS)]
         return names[-1] if names else ""
 
-    def _is_of(self, element: Element, types: dict[str, tuple[int, ...]]) -> bool:
+    def _is_of(self, element: Element, types: Mapping[str, tuple[int, ...]]) -> bool:
         return element.get("osdev_type", "") in map(str, types[self._version])
 
 

@@ -48,11 +48,11 @@ class _Reader:
         self._nvlinks: list[tuple[str, str, str, Element]] = []  # host, processor, device, <gpu>
 
     def read(self, root: Element, name: str) -> Topology:
-        hosts: dict[str, list[tuple[str, Element]]] = {}
+        hosts: dict[str, list[Element]] = {}
         for cpu in root.iter("cpu"):
-            host = hosts.setdefault(cpu.get("host_hash", ""), [])
-            host.append((f"host{len(hosts) - 1}.numa{cpu.get('numaid', len(host))}", cpu))
-        for number, cpus in enumerate(hosts.values()):
+            hosts.setdefault(cpu.get("host_hash", ""), []).append(cpu)
+        for number, found in enumerate(hosts.values()):
+            cpus = [(f"host{number}.numa{cpu.get('numaid', i)}", cpu) for i, cpu in enumerate(found)]
             for processor, cpu in cpus:
                 self._drawing.node(processor, SWITCH, f"host{number}")
                 self._children(cpu, processor, f"host{number}", processor)

@@ -184,8 +184,7 @@ def _draw_links(axes: Axes, topology: Topology, places: Places, use: Mapping[tup
     cables: dict[tuple[str, str], float] = {}
     for (source, dest), link in topology.links.items():
         ends = min((source, dest), (dest, source))
-        shown = link.bandwidth if use is None else use.get((source, dest), 0.0)
-        cables[ends] = max(cables.get(ends, 0.0), shown)
+        cables[ends] = max(cables.get(ends, 0.0), link.bandwidth if use is None else use.get((source, dest), 0.0))
     order = sorted(cables, key=lambda ends: cables[ends])  # the busiest on top
     shown = [cables[ends] for ends in order]
     lines = [_line(places[one], places[other]) for one, other in order]

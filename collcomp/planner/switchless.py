@@ -136,9 +136,7 @@ class _Network:
 
     def _shortage(self, enough: int) -> int:
         """What the worst cut lacks for every device to get all that the others send; at once if that is `enough`."""
-        alive = self.capacities.any(0) | self.capacities.any(1)
-        alive[self._devices] = True
-        nodes = np.flatnonzero(alive)
+        nodes = np.union1d(np.flatnonzero(self.capacities.any(0) | self.capacities.any(1)), self._devices)
         source = len(nodes)
         network = np.zeros((source + 1,) * 2, np.int64)
         network[:-1, :-1] = self.capacities[np.ix_(nodes, nodes)]

@@ -33,7 +33,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -224,7 +224,7 @@ def _add_links(drawing: Drawing, link: Mapping[str, Any]) -> None:
     if link.get("pairwise", False):
         if len(sources) != len(dests):
             raise ValueError(f"links: ends {ends} cannot be pairs, with {len(sources)} and {len(dests)} names")
-        pairs = zip(sources, dests, strict=True)
+        pairs: Iterable[tuple[str, str]] = zip(sources, dests, strict=True)
     else:
         pairs = product(sources, dests)
     for source, dest in pairs:

@@ -36,21 +36,21 @@ def cabled(draw, bandwidths=WHOLE, both=True):
     return Topology("drawn", nodes, links)
 
 
+SMALL = [
+    star(5, 125e6),
+    two_tier(8, 2, host_bandwidth=25e6, uplink_bandwidth=[5e6, 10e6], spines=2),
+    leaf_spine(4, 2, 2, port_bandwidth=25e9, nics_per_host=2, ports_per_nic=2, planes=2, device_bandwidth=40e9),
+    torus([3, 3], 1e9),
+    dragonfly(2, 1, 1, bandwidth=1e9),
+]
+LARGE = [dgx_a100(1), dgx_a100(2), dgx_a100(4), mi250(2)]
+
+
 @pytest.mark.parametrize(
-    "topology",
-    [
-        dgx_a100(1),
-        dgx_a100(2),
-        mi250(1),
-        star(5, 125e6),
-        two_tier(8, 2, host_bandwidth=25e6, uplink_bandwidth=[5e6, 10e6], spines=2),
-        leaf_spine(4, 2, 2, port_bandwidth=25e9, nics_per_host=2, ports_per_nic=2, planes=2, device_bandwidth=40e9),
-        torus([3, 3], 1e9),
-        dragonfly(2, 1, 1, bandwidth=1e9),
-    ],
-    ids=lambda topology: topology.name,
+    ("topology", "collective"),
+    [(topology, "allgather") for topology in LARGE] + [(topology, "reduce_scatter") for topology in SMALL],
+    ids=lambda value: getattr(value, "name", value),
 )
-@pytest.mark.parametrize("collective", ["allgather", "reduce_scatter"])
 def test_no_gap_is_left(topology, collective):
     trees = forest(topology, collective)
     trees.check()
