@@ -140,7 +140,7 @@ def _matrix(sources: Sequence[str], dests: Sequence[str], cost: Cost) -> np.ndar
     """Costs from each to each, all finite: no way at all is dearer than all others together."""
     costs = np.array([[0.0 if a == b else cost(a, b) for b in dests] for a in sources])
     missing = ~np.isfinite(costs)
-    costs[missing] = 1e3 * (costs[~missing].sum() + 1)
+    costs[missing] = 2 * costs[~missing].sum() or 1.0
     return costs
 
 
