@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import permutations
 from pathlib import Path
@@ -25,7 +24,7 @@ _BUSY = LinearSegmentedColormap.from_list("busy", ["#ccd2da", "#4f8fc9", "#eda63
 _FACES = {DEVICE: "#2f5d8a", PORT: "#7d8894", SWITCH: "#f4efe4"}
 #: Rows from below, in units of a device's width.
 _INSIDE, _DEVICES, _PORTS, _FIRST_TIER = 0.0, 1.6, 3.0, 6.5
-_TIER_HEIGHT = 5.0
+_INSIDE_HEIGHT, _TIER_HEIGHT = 1.6, 5.0
 
 Places = dict[str, tuple[float, float]]
 
@@ -115,33 +114,47 @@ def _host(node: Node) -> str:
 
 
 def _rows(topology: Topology, tiers: Mapping[str, int]) -> Places:
-    """Hosts side by side, each with its switches, devices and ports above each other; then the tiers."""
-    hosts: dict[str, dict[float, list[str]]] = {}
+    """Hosts side by side, each with its ports, devices and switches below each other; then the tiers above."""
+    hosts: dict[str, list[str]] = {}
     for name, node in topology.nodes.items():
         if name not in tiers:
-            row = {DEVICE: _DEVICES, PORT: _PORTS, SWITCH: _INSIDE}[node.kind]
-            hosts.setdefault(_host(node), defaultdict(list))[row].append(name)
+            hosts.setdefault(_host(node), []).append(name)
     places: Places = {}
     left = 0.0
-    for rows in hosts.values():
+    for names in hosts.values():
+        rows = _host_rows(topology, names)
         room = max(map(len, rows.values()))
-        for y, names in rows.items():
-            for i, name in enumerate(names):
-                places[name] = left + (i + 0.5) * room / len(names), y
+        for y, row in rows.items():
+            if y <= _INSIDE:
+                row.sort(key=lambda name: _middle(topology, places, name))
+            for i, name in enumerate(row):
+                places[name] = left + (i + 0.5) * room / len(row), y
         left += room + 0.8
-    graph = topology.graph
     for tier in sorted(set(tiers.values())):
-        names = [name for name in tiers if tiers[name] == tier]
-
-        def middle(name: str) -> tuple[int, float]:
-            below = [places[near][0] for near in graph.predecessors(name) if near in places]
-            return topology.nodes[name].plane or 0, sum(below) / max(len(below), 1)
-
-        y = _FIRST_TIER + (tier - 1) * _TIER_HEIGHT
-        middles = {name: middle(name) for name in names}
-        for i, name in enumerate(sorted(names, key=lambda name: middles[name])):
-            places[name] = (i + 0.5) * (left - 0.8) / len(names), y
+        row = [name for name in tiers if tiers[name] == tier]
+        row.sort(key=lambda name: (topology.nodes[name].plane or 0, _middle(topology, places, name)))
+        for i, name in enumerate(row):
+            places[name] = (i + 0.5) * (left - 0.8) / len(row), _FIRST_TIER + (tier - 1) * _TIER_HEIGHT
     return places
+
+
+def _host_rows(topology: Topology, names: list[str]) -> dict[float, list[str]]:
+    """What is in a host by its heights, from above; switches are as deep as they are far from devices and ports."""
+    kinds = {name: topology.nodes[name].kind for name in names}
+    graph = topology.graph.subgraph(names).to_undirected(as_view=True)
+    tops = {name for name in names if kinds[name] != SWITCH}
+    depths = nx.multi_source_dijkstra_path_length(graph, tops, weight=None) if tops else {}
+    rows: dict[float, list[str]] = {}
+    for name in names:
+        inside = _INSIDE - _INSIDE_HEIGHT * (depths.get(name, 1) - 1)
+        rows.setdefault({DEVICE: _DEVICES, PORT: _PORTS, SWITCH: inside}[kinds[name]], []).append(name)
+    return dict(sorted(rows.items(), reverse=True))
+
+
+def _middle(topology: Topology, places: Places, name: str) -> float:
+    """The middle of the neighbours that have their places."""
+    near = [places[other][0] for other in topology.graph.predecessors(name) if other in places]
+    return sum(near) / max(len(near), 1)
 
 
 def _web(topology: Topology) -> Places:
@@ -162,7 +175,8 @@ def _draw_hosts(axes: Axes, topology: Topology, places: Places) -> None:
     small = len(members) > 24
     for host, names in members.items():
         xs, ys = ([places[name][axis] for name in names] for axis in (0, 1))
-        left, low = min(xs) - 0.55, min(_lowest(topology, places, names), min(ys) - 0.6)
+        named = any(topology.nodes[name].kind == SWITCH for name in names)  # below it
+        left, low = min(xs) - 0.55, min(_lowest(topology, places, names), min(ys) - (1.0 if named else 0.6))
         axes.add_patch(
             FancyBboxPatch(
                 (left, low),
@@ -248,4 +262,6 @@ def _draw_nodes(axes: Axes, topology: Topology, places: Places, room: float, web
 
 
 def _short(name: str) -> str:
-    return name.rpartition(".")[2]
+    """The last part of a name, or the PCI bus that it ends with."""
+    bus = re.search(r"[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]$", name)
+    return bus[0] if bus else name.rpartition(".")[2]
