@@ -28,7 +28,7 @@ COLLECTIVES = ("allgather", "reduce_scatter", "allreduce")
 #: scipy's flows are of 32 bits.
 _MOST_CAPACITY = 2**31 - 1
 #: Bandwidths are multiples of a unit that is at least this part of the largest.
-_FINEST = 2**24
+_FINEST = 2**40
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Optimum:
     devices : int
     seconds_per_byte : Fraction
         The least time of an operation over M bytes in all, by M. Exact where all bandwidths are multiples of a unit
-        of at least 2^-24 of the largest, as those of data sheets are; with others it can be a part in 10^6 too low.
+        that is not tiny, as those of data sheets are (then flows of 32 bits hold them); with others, as measured ones,
+        it can be a part in 10^6 too low.
     cut : frozenset of str
         Nodes on one side of the bottleneck; all links that leave it, or enter it for "reduce_scatter", are full all the
         time.
