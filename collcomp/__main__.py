@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run an unmodified mpi4py program with its collectives compressed")
-    run.add_argument("--codec", help="codec of its collectives, such as int8 or int4:block=128; none without it")
+    run.add_argument("--codec", help="codec of its collectives: int8, int4:block=128, auto, ...; none without it")
     run.add_argument("--min-bytes", default="64K", metavar="SIZE", help="smaller messages stay native (default: 64K)")
     run.add_argument("--report", action="store_true", help="print at the end what each collective sent")
     run.add_argument("-m", dest="module", action="store_true", help="PROGRAM is the name of a module")

@@ -51,13 +51,13 @@ class Effort:
     """
 
     longest: float = 0.03
-    seconds: float = 0.08
+    seconds: float = 0.02
     fewest: int = 5
     most: int = 60
     largest: int = 32 << 20
 
 
-#: What a program takes at the first call of each collective: a second or two.
+#: What a program takes at the first call of each collective: some seconds.
 QUICK = Effort()
 #: What is worth to be kept in a file.
 THOROUGH = Effort(longest=0.3, seconds=0.5, fewest=7, most=200, largest=64 << 20)

@@ -471,10 +471,10 @@ class Comm(MPI.Intracomm):
     def _run(
         self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
     ) -> None:
-        started = _now()
         operation, reason = self._plan(name, args, how, options)
         if operation is not None:
             return self._connect().run(operation)
+        started = _now()
         native(self, *given)
         if how.get("average") and (name != "reduce" or self.Get_rank() == args[-1]):
             _divide(args[1], self.Get_size())
@@ -485,12 +485,12 @@ class Comm(MPI.Intracomm):
     def _start(
         self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
     ) -> MPI.Request:
-        started = _now()
         operation, reason = self._plan(name, args, how, options)
         if operation is not None:
             return Request.of(self._connect().start(operation))
         if how.get("average"):
             raise ValueError("average: True, a native nonblocking call cannot divide; name a codec or an algorithm")
+        started = _now()
         request = native(self, *given)
         seconds = _now() - started
         self.records.add(name, "native", "none", _nbytes(*given[:2]), None, None, seconds, reason=reason)

@@ -8,9 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from collcomp.codecs import as_codec
 from collcomp.diagnosis import Records, Total
-from collcomp.policies import DEFAULT_MIN_NBYTES
+from collcomp.policies import DEFAULT_MIN_NBYTES, policy_of
 
 __all__ = ["report_table", "run_program"]
 
@@ -35,7 +34,7 @@ def run_program(
     module : bool
         Whether `program` names a module.
     codec : str, optional
-        Codec of collectives on at least `min_nbytes` bytes of floating-point values.
+        Codec of collectives on at least `min_nbytes` bytes of floating-point values, or ``"auto"``.
     min_nbytes : int
     report : bool
         Rank 0 prints at the end what each collective sent, summed over all ranks.
@@ -45,7 +44,7 @@ def run_program(
     int
         The program's exit status. As under ``python -m mpi4py``, an uncaught exception on one rank ends all ranks.
     """
-    chosen = None if codec is None else as_codec(codec)  # a wrong spec is told before MPI is initialised
+    policy_of(codec)  # a wrong spec is told before MPI is initialised
     from mpi4py import MPI
 
     from collcomp.mpi import Comm
@@ -53,7 +52,7 @@ def run_program(
     world = MPI.COMM_WORLD
     records = Records()
     MPI.COMM_WORLD = Comm(  # type: ignore[misc]
-        world, codec=chosen, min_nbytes=min_nbytes, records=records
+        world, codec=codec, min_nbytes=min_nbytes, records=records
     )
     sys.argv = [program, *arguments]
     status = 0

@@ -7,7 +7,10 @@ from mpi4py import MPI
 
 from collcomp import calibration
 from collcomp.codecs import Identity
+from collcomp.collectives import NATIVE
 from collcomp.mpi import Comm
+from collcomp.planner.cost import NATIVE_CODEC, CodecCost, CostModel, Network
+from collcomp.policies import Auto
 
 pytestmark = pytest.mark.mpi
 
@@ -42,14 +45,23 @@ def test_sums_are_right_whatever_was_chosen(ours, count):
     assert ours.records[-1].reason or SIZE == 1
 
 
-def test_small_messages_go_straight_to_mpi_and_are_recorded(ours):
+def test_small_messages_go_straight_to_mpi_and_are_recorded(world):
+    """By a model that nobody measured, so that what is small is known."""
+    costs = {"identity": CodecCost(4.0, 0.0, 1e-10, lossless=True), "int8": CodecCost(1.0, 1e-10, 1e-10)}
+    model = CostModel(SIZE, Network(1e-6, 25e6), costs)
+    ways = [(NATIVE, NATIVE_CODEC, 0.0), ("direct", "identity", 1e-3), ("direct", "int8", 1e-3)]
+    times = {("allreduce", *way): {8: model.law("allreduce", *way, 8) + overhead} for *way, overhead in ways}
+    comm = Comm(world.Dup(), policy=Auto(["int8"], model.with_measured(times, {})), deadline=30.0)
     x = np.arange(2, dtype=F32)
     for _ in range(3):
-        ours.Allreduce(x, recv := np.empty_like(x))
+        comm.Allreduce(x, recv := np.empty_like(x))
         assert same_bits(recv, x * SIZE)
-    if SIZE > 1:
-        assert [record.algorithm for record in ours.records] == ["native"] * 3
-        assert "native" in ours.records[-1].reason
+    large = np.ones(1 << 18, F32)
+    comm.Allreduce(large, recv := np.empty_like(large))
+    assert (recv == SIZE).all()
+    assert [record.algorithm for record in comm.records] == ["native"] * 3 + ["direct" if SIZE > 1 else "native"]
+    assert all(record.reason for record in comm.records)
+    comm.Free()
 
 
 def test_integers_are_exact(ours):
