@@ -1,8 +1,8 @@
 """Who sends which chunk to whom in which step, checked without running it, and how long it takes on a topology.
 
 What a rank holds of a chunk is the set of ranks whose contributions are in it. A schedule is right if it leads from
-the sets that a collective begins with to those that it has to end with, never adds a contribution twice, and never sends
-what is not there; that is checked step by step, as in MSCCL's tools (Cowan et al., "MSCCLang", ASPLOS 2023).
+the sets that a collective begins with to those that it has to end with, never adds a contribution twice, and never
+sends what is not there; that is checked step by step, as in MSCCL's tools (Cowan et al., "MSCCLang", ASPLOS 2023).
 """
 
 from __future__ import annotations
