@@ -12,6 +12,8 @@ __all__ = ["even_out"]
 
 # What rounding makes of sums that are alike.
 _SLACK = 1e-9
+# Any power above 1 evens alike flows out; of unlike ones a high power relieves the busiest links first.
+_POWER = 8
 
 
 @dataclass(eq=False)
@@ -31,9 +33,9 @@ def even_out(table: FlowTable, placements: Sequence[Placement]) -> None:
     Ways are edges between the leaves they leave and the leaves they reach, spines are colours. A colouring that has
     every colour at every leaf as often as any other exists for every bipartite graph (de Werra 1971), and is found by
     trails: where a leaf has too much on spine a, one way moves from a to b; if that leaves the leaf at its other end
-    with too much on b, one of that leaf's ways moves from b to a, and so on. Every trail that is kept makes the sum of
-    squared loads smaller. So with ways of equal bytes and links of equal bandwidth the fullest link is as little full
-    as any placement can make it; otherwise what is left over is not more than before.
+    with too much on b, one of that leaf's ways moves from b to a, and so on. Every trail that is kept makes a sum of
+    high powers of the times that links are busy smaller. So with ways of equal bytes and links of equal bandwidth the
+    fullest link is as little full as any placement can make it.
 
     Ways that are not over one spine between two leaves, as in three tiers, are left as they are.
 
@@ -66,6 +68,10 @@ class _Evening:
 
     def _link(self, leaf: str, end: int, spine: str) -> int:
         return self.index[(leaf, spine) if end == 0 else (spine, leaf)]
+
+    def _links(self, item: _Item, spine: str) -> tuple[int, int]:
+        """Up and down, if it went over this spine."""
+        return self._link(item.ends[0], 0, spine), self._link(item.ends[1], 1, spine)
 
     def _joined(self, leaf: str, spine: str) -> bool:
         """Whether cables join them, whatever works."""
@@ -100,22 +106,29 @@ class _Evening:
 
     def _trail(self, leaf: str, end: int, full: str, free: str) -> list[_Item]:
         moved: dict[_Item, None] = {}
-        gain, enough = 0.0, 0.0
+        before: dict[int, float] = {}  # seconds of every link that the trail touches
         while (item := self._best(leaf, end, full, free, moved)) is not None:
-            gain += self._move(item, free)
+            for link in (*self._links(item, full), *self._links(item, free)):
+                before.setdefault(link, self._seconds(link))
+            self._move(item, free)
             moved[item] = None
             leaf, end = item.ends[1 - end], 1 - end
             link = self._link(leaf, end, free)
             alone = item.nbytes / self.table.bandwidths[link]
-            enough = max(enough, _SLACK * item.nbytes * alone)
             if self._seconds(link) - self._seconds(self._link(leaf, end, full)) <= alone * (1 + _SLACK):
                 break  # this leaf's two spines differ by no more than before
             full, free = free, full
-        if gain > enough:
+        if self._is_better(before):
             return list(moved)
         for item in moved:
             self._move(item, free if item.spine == full else full)
         return []
+
+    def _is_better(self, before: dict[int, float]) -> bool:
+        unit = max(before.values(), default=0.0)
+        old = sum((seconds / unit) ** _POWER for seconds in before.values())
+        new = sum((max(self._seconds(link), 0.0) / unit) ** _POWER for link in before)
+        return new < old * (1 - _SLACK)
 
     def _best(self, leaf: str, end: int, full: str, free: str, moved: dict[_Item, None]) -> _Item | None:
         """An item of a leaf's full spine that can go over the free one, and whose other leaf gains most by that."""
@@ -131,21 +144,12 @@ class _Evening:
                 best, most = item, gain
         return best
 
-    def _move(self, item: _Item, spine: str) -> float:
-        """Let an item go over another spine; by how much the sum of squared loads, over bandwidths, becomes less."""
-        loads, bandwidths = self.table.loads, self.table.bandwidths
-        gain = 0.0
-        for end, leaf in enumerate(item.ends):
-            old, new = self._link(leaf, end, item.spine), self._link(leaf, end, spine)
-            gain += (2 * loads[old] - item.nbytes) * item.nbytes / bandwidths[old]
-            gain -= (2 * loads[new] + item.nbytes) * item.nbytes / bandwidths[new]
-            loads[old] -= item.nbytes
-            loads[new] += item.nbytes
+    def _move(self, item: _Item, spine: str) -> None:
+        for old, new in zip(self._links(item, item.spine), self._links(item, spine), strict=True):
+            self.table.loads[old] -= item.nbytes
+            self.table.loads[new] += item.nbytes
             del self.items[old][item]
             self.items[new][item] = None
         item.spine = spine
         way = item.placement.ways[item.place]
-        item.placement.ways[item.place] = (
-            way[0], self._link(item.ends[0], 0, spine), self._link(item.ends[1], 1, spine), way[3],
-        )  # fmt: skip
-        return gain
+        item.placement.ways[item.place] = (way[0], *self._links(item, spine), way[3])

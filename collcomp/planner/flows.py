@@ -132,7 +132,13 @@ class FlowTable:
         """
         for placement in placements:
             self.ways(placement.flow)
-        choose(self, placements)
+        before = [(placement.ways, placement.shares) for placement in placements]
+        try:
+            choose(self, placements)
+        except BaseException:
+            for placement, was in zip(placements, before, strict=True):
+                self.put(placement, *was)
+            raise
 
     def remove(self, job: str) -> None:
         """Forget a job's flows.
@@ -240,11 +246,18 @@ class FlowTable:
 
     # ------------------------------------------------------------------ how good it is
 
-    def seconds(self) -> float:
-        """Of a step, if all links are busy until they have passed what is placed on them; infinite if one is broken."""
-        busy = self.loads > 1e-9 * self.loads.max(initial=0)  # what moves leave behind by rounding is no load
+    def busy(self) -> np.ndarray:
+        """Seconds that each link needs to pass what is placed on it in a step; infinite if it is broken."""
+        loads = self.loads[:-1]
+        loads = np.where(
+            loads > 1e-9 * loads.max(initial=0), loads, 0
+        )  # what moves leave behind by rounding is no load
         with np.errstate(divide="ignore"):
-            return float((self.loads[busy] / self.bandwidths[busy]).max(initial=0))
+            return np.divide(loads, self.bandwidths[:-1], out=np.zeros_like(loads), where=loads > 0)
+
+    def seconds(self) -> float:
+        """Of a step, if all links are busy until they have passed what is placed on them."""
+        return float(self.busy().max(initial=0))
 
     def fewest_seconds(self) -> float:
         """What no placement of these flows can be faster than, by what has to leave and to reach each place.

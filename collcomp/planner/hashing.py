@@ -46,7 +46,8 @@ class FiveTuple:
 
     def to_bytes(self) -> bytes:
         """Addresses, protocol and ports as they follow one another in the headers."""
-        return _packed(self.source) + _packed(self.dest) + struct.pack(">BHH", self.protocol, self.source_port, self.dest_port)
+        ports = struct.pack(">BHH", self.protocol, self.source_port, self.dest_port)
+        return _packed(self.source) + _packed(self.dest) + ports
 
 
 @lru_cache(1 << 16)

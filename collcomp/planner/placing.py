@@ -9,6 +9,7 @@ import numpy as np
 
 from .even import even_out
 from .flows import FlowTable, Placement, Way
+from .relief import relieve
 
 __all__ = ["LeastLoaded"]
 
@@ -17,8 +18,8 @@ __all__ = ["LeastLoaded"]
 class LeastLoaded:
     """Places queue pairs one after another where the fullest link of the way will be least full.
 
-    Bonded ports, planes, uplinks and spines are balanced by the same rule, and what is broken is no way. Then
-    `even.even_out` corrects what a later queue pair could not find free.
+    Bonded ports, planes, uplinks and spines are balanced by the same rule, and what is broken is no way. The largest
+    flows are first. Then `even.even_out` and `relief.relieve` correct what a later queue pair could not find free.
 
     Attributes
     ----------
@@ -45,9 +46,10 @@ class LeastLoaded:
         ends = [[(way[0], way[-1]) for way in placement.ways] for placement in placements]
         for placement in placements:
             table.put(placement, [], [])
-        for placement, old in zip(placements, ends, strict=True):
+        for placement, old in sorted(zip(placements, ends, strict=True), key=lambda both: -both[0].flow.nbytes):
             self._place(table, placement, old if self.keep_ports else [])
         even_out(table, placements)
+        relieve(table, placements, keep_ports=self.keep_ports)
 
     def _place(self, table: FlowTable, placement: Placement, old: list[tuple[int, int]]) -> None:
         rows = table.ways(placement.flow)

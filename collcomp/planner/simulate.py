@@ -81,6 +81,8 @@ class Transfers:
                 raise ValueError(f"{name}: shape {np.shape(values)}, expected ({count},)")
             if not np.isfinite(values).all() or (np.asarray(values) < 0).any():
                 raise ValueError(f"{name}: finite numbers of 0 or more are expected")
+        if self.weights is not None and (np.asarray(self.weights) == 0).any():
+            raise ValueError("weights: numbers above 0 are expected")
         waits = [() if ends is None else np.shape(ends) for ends in (self.before, self.after)]
         if waits[0] != waits[1]:
             raise ValueError("before, after: expected two arrays of one shape, or neither")

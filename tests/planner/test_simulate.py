@@ -99,6 +99,8 @@ def test_what_cannot_be_is_refused():
         run([[0]], [1], [1], before=[0], after=[7])
     with pytest.raises(ValueError, match="nbytes"):
         run([[0]], [-1], [1])
+    with pytest.raises(ValueError, match="weights"):
+        run([[0]], [1], [1], weights=[0.0])
     with pytest.raises(ValueError, match="starts: shape"):
         run([[0]], [1], [1], starts=[0.0, 0.0])
     with pytest.raises(ValueError, match="changes"):
