@@ -114,6 +114,7 @@ def _scale(options: argparse.Namespace) -> tuple[list[scale.Planned], int]:
         Column("to place, s", lambda row: number(row.seconds, 3)),
         Column("grew as NICs to the", growth),
         Column("to bound, s", lambda row: number(row.bound_seconds, 3)),
+        Column("to order a ring, s", lambda row: number(row.ring_seconds, 3)),
         Column("gap to bound", lambda row: f"{100 * row.gap:.2f}%"),
     ]
     next(scale.planned((16,)))  # imports, and whatever else is done once
