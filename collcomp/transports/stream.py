@@ -12,16 +12,16 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-__all__ = ["MESSAGE", "NOTICE", "Arriving", "Outgoing", "Stream"]
+__all__ = ["MESSAGE", "NOTICE", "RECEIVED", "Arriving", "EndOfStreamError", "Outgoing", "Stream"]
 
 RequestT = TypeVar("RequestT")
 
-#: Kinds of messages.
-MESSAGE, NOTICE = 0, 1
+#: Kinds of messages; the tag of the last says how many messages more have come by this connection.
+MESSAGE, NOTICE, RECEIVED = 0, 1, 2
 # Kind, tag, bytes that follow.
 _HEADER = struct.Struct("<qqq")
 # A header that says more is none.
-_MOST_NBYTES = {MESSAGE: 1 << 40, NOTICE: 1 << 12}
+_MOST_NBYTES = {MESSAGE: 1 << 40, NOTICE: 1 << 12, RECEIVED: 0}
 # Messages that one system call takes along, and calls for one connection before the others get their turn.
 _GATHERED = 8
 _TURNS = 16
@@ -29,10 +29,18 @@ _TURNS = 16
 _SINK = memoryview(bytearray(1 << 18))
 
 
+class EndOfStreamError(ConnectionResetError):
+    """The other end sends no more, and has sent all that it began."""
+
+
 @dataclass(slots=True, eq=False)
 class Outgoing(Generic[RequestT]):
     """A message on its way out, in pieces that are not yet in the kernel."""
 
+    kind: int
+    tag: int
+    #: Header and payload.
+    nbytes: int
     views: list[memoryview]
     request: RequestT | None
     begun: bool = False
@@ -41,7 +49,8 @@ class Outgoing(Generic[RequestT]):
     def of(cls, kind: int, tag: int, payload: np.ndarray | bytes, request: RequestT | None) -> Outgoing[RequestT]:
         """A message that has not begun; `payload` (bytes) is not copied."""
         body = memoryview(payload)  # type: ignore[arg-type]
-        return cls([memoryview(_HEADER.pack(kind, tag, len(body))), body], request)
+        header = memoryview(_HEADER.pack(kind, tag, len(body)))
+        return cls(kind, tag, len(header) + len(body), [header, body], request)
 
     def detach(self) -> None:
         """Copy what is left: its owner may use the memory again."""
@@ -93,6 +102,10 @@ class Stream(Generic[RequestT]):
     ) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
+        #: Bytes that the kernel has taken, messages that have begun to arrive, and how many the other end confirmed.
+        self.written = 0
+        self.begun = 0
+        self.confirmed = 0
         #: What is arriving, once its header is there.
         self.arriving: Arriving[RequestT] | None = None
         self._source = source
@@ -116,6 +129,7 @@ class Stream(Generic[RequestT]):
                 count = sent = self.sock.sendmsg(views)
             except BlockingIOError:
                 break
+            self.written += sent
             while queue and (size := sum(map(len, queue[0].views))) <= count:
                 count -= size
                 request = queue.popleft().request
@@ -133,8 +147,10 @@ class Stream(Generic[RequestT]):
 
         Raises
         ------
+        EndOfStreamError
+            The other end sends no more.
         OSError
-            The connection has ended, or what comes is no message.
+            The connection has ended otherwise, or what comes is no message.
         """
         for _ in range(_TURNS):
             header = self._header[self._header_got :]
@@ -151,7 +167,9 @@ class Stream(Generic[RequestT]):
             except BlockingIOError:
                 return False
             if not count:
-                raise ConnectionResetError("by its end")
+                if self.arriving is None and not self._header_got:
+                    raise EndOfStreamError("by its end")
+                raise ConnectionResetError("by its end, within a message")
             if self.arriving is not None:
                 arrived = min(count, self.arriving.left)
                 count -= arrived
@@ -166,8 +184,12 @@ class Stream(Generic[RequestT]):
         return True
 
     def _start(self, kind: int, tag: int, nbytes: int) -> None:
-        if not (0 <= nbytes <= _MOST_NBYTES.get(kind, -1) and tag >= (0 if kind == MESSAGE else -1)):
+        if not (0 <= nbytes <= _MOST_NBYTES.get(kind, -1) and tag >= (-1 if kind == NOTICE else 0)):
             raise ConnectionAbortedError(f"no message: kind {kind}, tag {tag}, {nbytes} bytes")
+        if kind == RECEIVED:
+            self.confirmed += tag
+            return
+        self.begun += kind == MESSAGE
         self.arriving = Arriving(kind, self._source, tag, nbytes, nbytes)
         try:
             self._begin(self.arriving)

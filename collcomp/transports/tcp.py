@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import selectors
 import socket
-import struct
-import termios
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -22,8 +18,9 @@ from collcomp.errors import CollcompError, FrameError, TransportError
 from collcomp.transports.base import Request, Transport
 from collcomp.transports.bootstrap import Guest, Listener, Store, connect
 from collcomp.transports.matching import ANY, Matching
+from collcomp.transports.paths import Path, Paths, configured, keep_backlog_short, unsent
 from collcomp.transports.queues import RoutedRequest
-from collcomp.transports.stream import MESSAGE, NOTICE, Arriving, Outgoing, Stream
+from collcomp.transports.stream import MESSAGE, NOTICE, Arriving, EndOfStreamError, Outgoing, Stream
 
 __all__ = ["Store", "TcpTransport"]
 
@@ -36,24 +33,36 @@ _NOTICE_NBYTES = 1000
 # How often one that waits for ranks to connect looks at the clock, and one that closes at what has left.
 _LOOK_S = 0.1
 _CLOSING_LOOK_S = 0.01
-# How long closing may take.
+# How long closing may take, and how long some paths to a rank may stay open when others have ended.
 _CLOSING_S = 5.0
+_ENDING_S = 5.0
+# Over several paths: small enough to be dealt out evenly.
+_SEGMENT_OF_PATHS = (64 << 10, 256 << 10)
 
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """Another rank, and what goes there."""
+    """Another rank, and the connections to it."""
 
     rank: int
-    stream: Stream[RoutedRequest] | None = None
-    queue: deque[Outgoing[RoutedRequest]] = field(default_factory=deque)
-    #: Whether its socket is watched for room to write.
-    watched: bool = False
-    #: Whether this rank needs it, and since when it has waited for its connection.
+    paths: Paths[RoutedRequest]
+    #: Whether this rank needs it, and since when it has waited for its connections.
     needed: bool = False
     since: float | None = None
+    #: Since when some of its paths have ended while others have not.
+    ending: float | None = None
     #: Why there is no connection any more.
     lost: str | None = None
+
+    @property
+    def stream(self) -> Stream[RoutedRequest] | None:
+        """The first of its connections."""
+        return self.paths.all[0].stream
+
+    @property
+    def connected(self) -> bool:
+        """Whether all its connections are there."""
+        return all(path.stream is not None for path in self.paths.all)
 
 
 class TcpTransport(Transport):
@@ -71,11 +80,24 @@ class TcpTransport(Transport):
         Address of this machine that the other ranks can reach.
     timeout : float
         Seconds within which a rank that is needed has to connect.
+    paths : sequence of str, optional
+        Addresses of this machine, in place of `host`, as many as on the other ranks: there is one connection from each
+        to the other rank's of the same number, and messages are dealt out to them. By default what the environment
+        variable ``COLLCOMP_PATHS`` says: addresses, or networks in which they lie, such as ``10.1.0.0/24,10.2.0.0/24``.
+    weights : sequence of float, optional
+        Shares of the paths; by default what ``COLLCOMP_PATH_WEIGHTS`` says, else messages take the path on which they
+        are through first, as this rank measures it all the time.
 
     Raises
     ------
     TransportError
-        `host` is no address of this machine.
+        `host`, or one of `paths`, is no address of this machine.
+    ValueError
+        `paths` or `weights` cannot be.
+
+    Notes
+    -----
+    Over several paths, messages under different tags may overtake each other, which matters to receives of any tag.
     """
 
     # Constants, because all ranks have to cut alike before they are connected. 16 MiB int8 on 4 ranks: over loopback
@@ -84,15 +106,31 @@ class TcpTransport(Transport):
     segment_nbytes = (2 << 20, 4 << 20)
     window: float = 3
 
-    def __init__(self, store: Store, rank: int, size: int, *, host: str, timeout: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        *,
+        host: str,
+        timeout: float,
+        paths: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         if size < 1:
             raise ValueError(f"size: {size} ranks are too few")
         if not 0 <= rank < size:
             raise ValueError(f"rank: {rank} is none of {size}")
         if not timeout > 0:
             raise ValueError(f"timeout: {timeout} seconds are too few")
+        paths, weights = configured(paths, weights)
+        count = len(paths) or 1
+        if count > 1:
+            self.segment_nbytes = _SEGMENT_OF_PATHS
+            self.window *= count
         self.rank = rank
         self.size = size
+        self._sources: Sequence[str | None] = paths or (None,)
         self._store = store
         self._timeout = timeout
         # Guards all that follows. One thread at a time drives the sockets: it lets go of the lock while it waits for
@@ -101,21 +139,30 @@ class TcpTransport(Transport):
         self._driving = False
         self._connected = False
         self._closed = False
-        self._peers = [_Peer(other) for other in range(size)]
+        self._parting = False
+        self._peers = [_Peer(other, Paths(count, weights)) for other in range(size)]
         self._others = [peer for peer in self._peers if peer.rank != rank]
         self._receives: Matching[RoutedRequest] = Matching()
         self._arrivals: Matching[Arriving[RoutedRequest]] = Matching()
         self._notices: dict[int, tuple[int, str]] = {}
         self._left: tuple[int, str] | None = None
         self._guests: list[Guest] = []
-        self._listener = Listener(store, rank, host) if rank < size - 1 else None
+        self._listener = Listener(store, rank, paths or (host,)) if rank < size - 1 else None
         self._selector = selectors.DefaultSelector()
         self._bell, self._bell_rope = socket.socketpair()
         for sock in (self._bell, self._bell_rope):
             sock.setblocking(False)
         self._watch(self._bell, lambda: self._bell.recv(4096))
         if self._listener is not None:
-            self._watch(self._listener.sock, self._accept)
+            for number, sock in enumerate(self._listener.socks):
+                self._watch(sock, partial(self._accept, number))
+
+    @property
+    def path_nbytes(self) -> tuple[int, ...]:
+        """Bytes given to each path so far, headers of messages included."""
+        with self._changed:
+            columns = zip(*(peer.paths.all for peer in self._peers), strict=True)
+            return tuple(sum(path.given for path in column) for column in columns)
 
     # ------------------------------------------------------------------ what a transport does
 
@@ -126,7 +173,7 @@ class TcpTransport(Transport):
         send = RoutedRequest(buf, self.rank, tag)
         with self._changed:
             self._connect()
-            if not self._need(peer, send):
+            if not self._need(peer, send, sends=True):
                 return send
             if dest == self.rank:
                 message: Arriving[RoutedRequest] = Arriving(MESSAGE, dest, tag, buf.size, buf.size)
@@ -172,13 +219,11 @@ class TcpTransport(Transport):
                 if not request.complete:  # type: ignore[attr-defined]
                     self._receives.remove(request.source, request.tag, request)  # type: ignore[arg-type]
             for peer in self._others:
-                kept = deque(out for out in peer.queue if out.begun or id(out.request) not in gone)
-                if kept and id(kept[0].request) in gone:
-                    kept[0].detach()
-                peer.queue = kept
-                arriving = peer.stream.arriving if peer.stream is not None else None
-                if arriving is not None and id(arriving.request) in gone:
-                    arriving.request = arriving.memory = None
+                peer.paths.cancel(gone)
+                for path in peer.paths.all:
+                    arriving = path.stream.arriving if path.stream is not None else None
+                    if arriving is not None and id(arriving.request) in gone:
+                        arriving.request = arriving.memory = None
 
     def notify(self, sequence: int, text: str) -> None:
         message = text.encode()[:_NOTICE_NBYTES]
@@ -224,7 +269,7 @@ class TcpTransport(Transport):
     # ------------------------------------------------------------------ progress; all of this holds the lock
 
     def _flushed(self) -> bool:
-        return not any(peer.queue for peer in self._others)
+        return all(peer.paths.flushed() for peer in self._others)
 
     def _wait(self, done: Callable[[], DoneT], timeout: float, wanted: bool = True) -> DoneT:
         """Drive the sockets, or wait for who does, until `done` finds something or `timeout` is over."""
@@ -283,35 +328,58 @@ class TcpTransport(Transport):
 
     def _send(self, peer: _Peer, outgoing: Outgoing[RoutedRequest]) -> None:
         if peer.lost is None:
-            peer.queue.append(outgoing)
-            if not peer.watched:
-                self._write(peer)
+            for path in peer.paths.put(outgoing, time.monotonic()):
+                if not path.watched:
+                    self._write(peer, path)
 
-    def _write(self, peer: _Peer) -> None:
-        if peer.stream is None:
+    def _write(self, peer: _Peer, path: Path[RoutedRequest]) -> None:
+        if path.stream is None or path.ended:
             return
         try:
-            for request in peer.stream.write(peer.queue):
+            for request in path.stream.write(path.queue):
                 self._settle(request)
         except OSError as error:
             # What the other has said before it went is still there to be read.
-            while peer.lost is None and self._read(peer):
+            while peer.lost is None and any(self._read(peer, other) for other in peer.paths.all):
                 pass
             self._lose(peer, f"connection closed: {error}")
             return
-        if peer.watched != bool(peer.queue):
-            peer.watched = bool(peer.queue)
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.watched else 0)
-            self._selector.modify(peer.stream.sock, events, self._selector.get_key(peer.stream.sock).data)
+        if path.watched != bool(path.queue):
+            path.watched = bool(path.queue)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if path.watched else 0)
+            self._selector.modify(path.stream.sock, events, self._selector.get_key(path.stream.sock).data)
+        if peer.paths.pending:
+            for other in peer.paths.deal(time.monotonic()):
+                if not other.watched:
+                    self._write(peer, other)
 
-    def _read(self, peer: _Peer) -> bool:
-        if peer.stream is None:
+    def _read(self, peer: _Peer, path: Path[RoutedRequest]) -> bool:
+        if path.stream is None or path.ended:
             return False
         try:
-            return peer.stream.read()
+            more = path.stream.read()
+        except EndOfStreamError as error:
+            self._end_path(peer, path, str(error))
+            return False
         except OSError as error:
             self._lose(peer, f"connection closed: {error}")
             return False
+        number = peer.paths.note(path)
+        if number and not self._parting:
+            peer.paths.confirm(path, number)
+            if not path.watched:
+                self._write(peer, path)
+        return more
+
+    def _end_path(self, peer: _Peer, path: Path[RoutedRequest], why: str) -> None:
+        """The rank sends no more by this path; what it has sent by the others may be on its way."""
+        assert path.stream is not None
+        path.ended = True
+        self._selector.unregister(path.stream.sock)
+        if all(other.ended for other in peer.paths.all):
+            self._lose(peer, f"connection closed: {why}")
+        elif peer.ending is None:
+            peer.ending = time.monotonic()
 
     def _begin(self, message: Arriving[RoutedRequest]) -> None:
         """A header is there: say where the rest goes."""
@@ -363,17 +431,22 @@ class TcpTransport(Transport):
         self._connected = True
         for peer in self._peers[: self.rank]:
             try:
-                self._join(peer, connect(self._store, self.rank, peer.rank, self._timeout))
+                socks = connect(self._store, self.rank, peer.rank, self._timeout, self._sources)
             except TransportError as error:
                 self._lose(peer, str(error))
+            else:
+                for path, sock in zip(peer.paths.all, socks, strict=True):
+                    self._join(peer, path, sock)
 
-    def _join(self, peer: _Peer, sock: socket.socket) -> None:
-        peer.stream = Stream(sock, peer.rank, self._begin, self._end)
-        self._watch(sock, partial(self._read, peer), partial(self._write, peer))
-        self._write(peer)
+    def _join(self, peer: _Peer, path: Path[RoutedRequest], sock: socket.socket) -> None:
+        if len(peer.paths.all) > 1:
+            keep_backlog_short(sock)
+        path.stream = Stream(sock, peer.rank, self._begin, self._end)
+        self._watch(sock, partial(self._read, peer, path), partial(self._write, peer, path))
+        self._write(peer, path)
 
-    def _accept(self) -> None:
-        while self._listener is not None and (guest := self._listener.accept()) is not None:
+    def _accept(self, number: int) -> None:
+        while self._listener is not None and (guest := self._listener.accept(number)) is not None:
             for other in [other for other in self._guests if guest.since - other.since > self._timeout]:
                 self._dismiss(other)
             self._guests.append(guest)
@@ -391,12 +464,13 @@ class TcpTransport(Transport):
         if rank is None:
             return
         peer = self._peers[rank] if self.rank < rank < self.size else None
-        if peer is None or peer.stream is not None or peer.lost is not None:
+        path = None if peer is None or peer.lost is not None else peer.paths.all[guest.number]
+        if peer is None or path is None or path.stream is not None:
             self._dismiss(guest)
             return
         self._guests.remove(guest)
         self._selector.unregister(guest.sock)
-        self._join(peer, guest.sock)
+        self._join(peer, path, guest.sock)
         self._stop_listening_if_complete()
 
     def _dismiss(self, guest: Guest) -> None:
@@ -405,49 +479,61 @@ class TcpTransport(Transport):
         guest.sock.close()
 
     def _stop_listening_if_complete(self) -> None:
-        if not all(peer.stream is not None or peer.lost is not None for peer in self._others):
+        if not all(peer.connected or peer.lost is not None for peer in self._others):
             return
         for guest in list(self._guests):
             self._dismiss(guest)
         if self._listener is not None:
-            self._selector.unregister(self._listener.sock)
+            for sock in self._listener.socks:
+                self._selector.unregister(sock)
             self._listener.close()
             self._listener = None
 
-    def _need(self, peer: _Peer, request: RoutedRequest) -> bool:
+    def _need(self, peer: _Peer, request: RoutedRequest, sends: bool = False) -> bool:
         """Whether `peer` is not lost; the request fails if it is. From now on it has to connect in time."""
-        if peer.lost is not None:
-            self._settle(request, TransportError(f"rank {peer.rank}: {peer.lost}"))
+        lost = peer.lost
+        if lost is None and sends and peer.ending is not None:
+            lost = "connection closed by its end"
+        if lost is not None:
+            self._settle(request, TransportError(f"rank {peer.rank}: {lost}"))
             return False
         peer.needed = True
         return True
 
     def _awaits(self) -> bool:
-        """Whether a rank is needed that has not connected; one for which that took too long is lost."""
+        """Whether time makes a rank lost: one that is needed and has not connected, or has ended some of its paths."""
         now = time.monotonic()
-        awaited = [peer for peer in self._others if peer.needed and peer.stream is None and peer.lost is None]
+        here = [peer for peer in self._others if peer.lost is None]
+        awaited = [peer for peer in here if peer.needed and not peer.connected]
         for peer in awaited:
             peer.since = now if peer.since is None else peer.since
             if now - peer.since > self._timeout:
                 where = "" if self._listener is None else self._listener.address
                 self._lose(peer, f"has not connected to {where} within {self._timeout:g} s")
-        return bool(awaited)
+        ending = [peer for peer in here if peer.ending is not None]
+        for peer in ending:
+            assert peer.ending is not None
+            if now - peer.ending > _ENDING_S:
+                ended = [self._sources[path.number] for path in peer.paths.all if path.ended]
+                self._lose(peer, f"connection closed, of path {', '.join(map(str, ended))} alone")
+        return bool(awaited or ending)
 
     def _lose(self, peer: _Peer, why: str) -> None:
         """Fail all that needs `peer`."""
         if peer.lost is not None:
             return
         peer.lost = why
-        requests = [outgoing.request for outgoing in peer.queue]
-        peer.queue.clear()
-        if peer.stream is not None:
-            self._selector.unregister(peer.stream.sock)
-            peer.stream.sock.close()
-            arriving = peer.stream.arriving
-            peer.stream = None
-            if arriving is not None:
-                requests.append(arriving.request)
-                self._arrivals.remove(peer.rank, arriving.tag, arriving)
+        requests = peer.paths.take_all()
+        for path in peer.paths.all:
+            if path.stream is not None:
+                if not path.ended:
+                    self._selector.unregister(path.stream.sock)
+                path.stream.sock.close()
+                arriving = path.stream.arriving
+                path.stream = None
+                if arriving is not None:
+                    requests.append(arriving.request)
+                    self._arrivals.remove(peer.rank, arriving.tag, arriving)
         requests += self._receives.take_all(peer.rank)
         self._fail(requests, f"rank {peer.rank}: {why}")
         self._end_wildcards()
@@ -468,21 +554,18 @@ class TcpTransport(Transport):
 
         A socket that is closed while something lies there to be read takes back what it has not sent.
         """
-        for peer in self._others:
-            if peer.stream is not None:
-                with contextlib.suppress(OSError):  # it has gone already
-                    peer.stream.sock.shutdown(socket.SHUT_WR)
+        self._parting = True
+        for stream in self._streams():
+            with contextlib.suppress(OSError):  # it has gone already
+                stream.sock.shutdown(socket.SHUT_WR)
         end = time.monotonic() + _CLOSING_S
-        while time.monotonic() < end and any(map(_unsent, self._others)):
+        while time.monotonic() < end and any(unsent(stream.sock) for stream in self._streams()):
             self._wait(lambda: False, _CLOSING_LOOK_S)
+
+    def _streams(self) -> list[Stream[RoutedRequest]]:
+        paths = [path for peer in self._others for path in peer.paths.all]
+        return [path.stream for path in paths if path.stream is not None]
 
 
 def _complete(requests: Sequence[Request]) -> list[int]:
     return [i for i, request in enumerate(requests) if request.complete]  # type: ignore[attr-defined]
-
-
-def _unsent(peer: _Peer) -> int:
-    """Bytes that the other machine has not confirmed."""
-    if peer.stream is None:
-        return 0
-    return struct.unpack("i", fcntl.ioctl(peer.stream.sock, termios.TIOCOUTQ, bytes(4)))[0]
