@@ -138,7 +138,7 @@ def launch_or_run(
     """
     if not under_launcher():
         program = ["-m", "collcomp.bench.cli", *argv]
-        return launch(program, ranks or default_ranks, link or default_link, mpi, switch, fabric)
+        return launch(program, ranks or default_ranks, link or default_link, mpi, switch, fabric=fabric)
     world = World.here()
     wishes = (
         ("--ranks", ranks, world.size),

@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_in_one_line(argv, words, capsys):
 def test_the_algorithm_decides_whether_there_is_a_switch(monkeypatch, argv, switch):
     asked = []
     monkeypatch.setattr(ranks, "under_launcher", lambda: False)
-    monkeypatch.setattr(ranks, "launch", lambda *arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(ranks, "launch", lambda *arguments, fabric: asked.append(arguments) or 0)
     assert main(["allreduce", *argv]) == 0
     ((*_, of_switch),) = asked
     assert of_switch == switch
