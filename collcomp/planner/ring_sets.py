@@ -93,7 +93,7 @@ def ring_set(topology: Topology, devices: Sequence[str] | None = None, *, most: 
     search.run(most)
     rings, shares, slowness = search.chosen(most)
     orders = tuple(tuple(rank for name in ring for rank in ranks[name]) for ring in rings)
-    return RingSet(orders, shares, slowness, min(search.bound, slowness))
+    return RingSet(orders, shares, slowness, float(min(search.bound, slowness)))
 
 
 class _Search:

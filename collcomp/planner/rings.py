@@ -121,7 +121,7 @@ def ring_order(topology: Topology, devices: Sequence[str] | None = None, *, time
     return RingPlan(
         order=tuple(rank for name in ring for rank in ranks[name]),
         seconds_per_byte=slowness,
-        bound=min(bound, slowness),
+        bound=float(min(bound, slowness)),
         busiest=routes.links[int(loads.argmax())],
         latency=max(routes.latency(*edge) for edge in edges),
     )
