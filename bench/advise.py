@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
-
-from collcomp.collectives import NATIVE
-from collcomp.planner.cost import CostModel
-from collcomp.policies import Auto, Call
-from collcomp.policies.auto import Choice
+from collcomp.advice import advice
+from collcomp.policies import Auto
 
 from .arguments import parse_sizes
 from .calibrate import add_what, measured, parse_collectives
 from .ranks import World, launch_or_run
-from .table import bytes_text
 
-__all__ = ["add_options", "advice", "run"]
+__all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +31,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         policy.learn(measured(world, options.codec, collectives))
         if world.rank == 0:
             for collective in collectives:
+                print(f"# {collective} of float32 among {world.size} ranks; predicted from what was measured")
                 print(advice(policy, collective, sizes))
+                below = policy.native_below(collective)
+                print(f'# codec="{options.codec}" leaves messages of fewer than {below} bytes to MPI')
         return 0
 
     return launch_or_run(
@@ -48,35 +46,3 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         default_link="shm",
         mpi=options.mpi,
     )
-
-
-def advice(policy: Auto, collective: str, sizes: Sequence[int]) -> str:
-    """A table of the fastest ways by size, predicted for float32 sums."""
-    model = policy.model
-    assert isinstance(model, CostModel)
-    lines = [
-        f"# {collective} of float32 among {model.size} ranks; predicted from what was measured",
-        f"{'size':>10}  {'native':>10}  {'fastest':<24}{'time':>10}{'faster':>8}  next",
-    ]
-    for nbytes in sizes:
-        choices = policy.choices(Call(collective, nbytes, np.dtype(np.float32), "sum", model.size))
-        native = next(choice for choice in choices if choice.plan.algorithm == NATIVE)
-        best, *others = choices
-        lines.append(
-            f"{bytes_text(nbytes):>10}  {_time(native.seconds):>10}  {_way(best):<24}{_time(best.seconds):>10}"
-            f"{native.seconds / best.seconds:>7.2f}x  {_way(others[0])} ({_time(others[0].seconds)})"
-        )
-    below = policy.native_below(collective)
-    lines.append(f'# codec="auto" leaves messages of fewer than {below} bytes to MPI')
-    return "\n".join(lines)
-
-
-def _way(choice: Choice) -> str:
-    return NATIVE if choice.plan.algorithm == NATIVE else f"{choice.plan.algorithm} {choice.codec}"
-
-
-def _time(seconds: float) -> str:
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds * 1e9:.3g} ns"

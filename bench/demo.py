@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from collcomp.codecs import Int4, Int8, TopK
+from collcomp.units import bytes_text
 
 from . import testbed
 from .launch import under_launcher
 from .osu import COLLECTIVES
 from .osu.driver import Row, Settings, measure
 from .ranks import World, launch_or_run, progress_bar, show
-from .table import Column, bytes_text, header, line
+from .table import Column, header, line
 
 __all__ = ["run"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from .table import bytes_text
+from collcomp.units import bytes_text
 
 if TYPE_CHECKING:
     from .osu.driver import Row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-__all__ = ["Column", "bytes_text", "header", "line", "number", "write_rows"]
+__all__ = ["Column", "header", "line", "number", "write_rows"]
 
 
 class Column(NamedTuple):
@@ -47,17 +47,3 @@ def _join(columns: Sequence[Column], texts: Sequence[str]) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many digits after the point; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def bytes_text(nbytes: int) -> str:
-    """Bytes in the units in which sizes are written, where they are whole ones.
-
-    Examples
-    --------
-    >>> bytes_text(65536), bytes_text(100)
-    ('64 KiB', '100 B')
-    """
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if nbytes >= unit and nbytes % unit == 0:
-            return f"{nbytes // unit} {name}"
-    return f"{nbytes} B"

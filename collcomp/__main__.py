@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import collcomp
+from collcomp import planning
 from collcomp.errors import CollcompError
 from collcomp.switch import command as switch_command
 
@@ -53,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("bench", help="measure: see collcomp bench --help", add_help=False)
     commands.add_parser("calibrate", help="measure ranks, codecs and collectives, and write them down", add_help=False)
     commands.add_parser("advise", help="measure, and print what would win at each size", add_help=False)
+    plan = commands.add_parser("plan", help="what a topology promises, and which way to sum is best on it")
+    planning.add_options(plan)
+    plan.set_defaults(command=planning.run)
     commands.add_parser("codecs", help="list the codecs").set_defaults(command=_codecs)
     switch = commands.add_parser("switch", help="run an aggregating switch that workers reach over UDP")
     switch_command.add_options(switch)

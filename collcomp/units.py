@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["parse_address", "parse_nbytes"]
+__all__ = ["bytes_text", "parse_address", "parse_nbytes", "seconds_text"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -23,3 +23,31 @@ def parse_address(text: str, name: str, *, any_port: bool = False) -> tuple[str,
     if not colon or not host or not port.isdecimal() or not (not any_port) <= int(port) < 1 << 16:
         raise ValueError(f"{name}: {text!r} is no HOST:PORT")
     return host, int(port)
+
+
+def bytes_text(nbytes: int) -> str:
+    """Bytes in the units in which sizes are written, where they are whole ones.
+
+    Examples
+    --------
+    >>> bytes_text(65536), bytes_text(100)
+    ('64 KiB', '100 B')
+    """
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if nbytes >= unit and nbytes % unit == 0:
+            return f"{nbytes // unit} {name}"
+    return f"{nbytes} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds in three digits, in the largest unit of which there is one.
+
+    Examples
+    --------
+    >>> seconds_text(0.01234), seconds_text(2e-6)
+    ('12.3 ms', '2 us')
+    """
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e9:.3g} ns"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from collcomp.kernels.cpu.packets import HEADER_NBYTES
-from collcomp.units import parse_nbytes
+from collcomp.units import bytes_text, parse_nbytes
 
 from ..arguments import check_file
 from ..launch import link_rate
-from ..table import Column, bytes_text, header, line, number, write_rows
+from ..table import Column, header, line, number, write_rows
 from ..testbed import PACKET_HEADERS_NBYTES
 from .cell import Cell, Outcome, measure, round_trip
 from .exactness import Share, shares

@@ -260,9 +260,9 @@ class CostModel:
         alike = [other.seconds(law, nbytes) for key, other in self.fits.items() if key[:2] == (collective, algorithm)]
         return float(np.exp(np.mean(np.log(alike)))) if alike else law
 
-    def knows(self, collective: str) -> bool:
-        """Whether anything of this collective was measured."""
-        return any(key[0] == collective for key in self.fits)
+    def predicts(self, algorithm: str) -> bool:
+        """Whether it is known where the bytes of this algorithm pass."""
+        return not self.wires or algorithm in self.wires
 
     def with_measured(
         self, times: Mapping[tuple[str, str, str], Mapping[int, float]], codecs: Mapping[str, CodecCost]

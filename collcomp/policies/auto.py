@@ -144,7 +144,7 @@ class Auto:
         plans = [
             plan
             for plan in self._plans(call.collective, model.groups)
-            if unsuited(call, plan.codec) is None and _useful(plan.codec, call.dtype)
+            if model.predicts(plan.algorithm) and unsuited(call, plan.codec) is None and _useful(plan.codec, call.dtype)
         ]
         choices = [
             Choice(plan, model.seconds(call.collective, plan.algorithm, plan.codec.spec, call.nbytes, itemsize))

@@ -1,0 +1,69 @@
+"""``collcomp plan``, as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from collcomp.__main__ import main
+from collcomp.planner.layout import Layout
+
+TOPOLOGIES = Path(__file__).parent.parent / "mpi_configs" / "topologies"
+
+
+def plan(name, *options):
+    return main(["plan", str(TOPOLOGIES / f"{name}.yaml"), "--size", "64K,16M", *options])
+
+
+@pytest.mark.parametrize(
+    ("name", "algbw", "busbw"),
+    [("dgx-a100-x1", "171.43", "300.00"), ("dgx-a100-x2", "173.33", "325.00"), ("testbed-star", "0.08", "0.12")],
+)
+def test_bounds_and_gaps_are_printed(name, algbw, busbw, capsys):
+    assert plan(name) == 0
+    out = capsys.readouterr().out
+    assert f"cut bound: allreduce algbw {algbw}, busbw {busbw}" in out
+    assert "gap 0.0%" in out
+    assert "16 MiB" in out
+
+
+def test_interleaved_ranks_get_a_layout_and_host_files(tmp_path, capsys):
+    layout, hosts, picture = tmp_path / "layout.json", tmp_path / "hosts", tmp_path / "plan.png"
+    options = ["--interleaved", "--layout", str(layout), "--hosts", str(hosts), "--plot", str(picture)]
+    assert plan("testbed-two-tier", *options, "--codec", "auto:int8") == 0
+    assert "ring int8" in capsys.readouterr().out
+    assert sorted(map(sorted, Layout.load(layout).groups)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert (tmp_path / "hosts.rankfile").read_text().startswith("rank 0=host")
+    assert len((tmp_path / "hosts.slurm").read_text().split()) == 8
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_codecs_as_a_file_says(tmp_path, capsys):
+    costs = {"identity": {"nbytes": 4.0, "encode": 0.0, "decode": 1e-12, "lossless": True}}
+    costs["int8"] = {"nbytes": 1.0, "encode": 1e-12, "decode": 1e-12, "lossless": False}
+    network = {"latency": 1e-5, "bandwidth": 1e9}
+    path = tmp_path / "topology.json"
+    path.write_text(
+        json.dumps({"calibration": {"size": 2, "groups": 1, "network": network, "codecs": costs, "fits": []}})
+    )
+    assert plan("testbed-star", "--codec", "auto:int8", "--calibration", str(path)) == 0
+    assert "direct int8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nothing", (), "TOPOLOGY: .*nothing.yaml' cannot be read"),
+        ("torus", ("--ranks", "99"), "--ranks: 99"),
+        ("torus", ("--ranks", "1"), "--ranks: 1"),
+        ("torus", ("--codec", "int8"), "codec: 'int8'"),
+        ("torus", ("--codec", "auto:int9"), "unknown codec 'int9'"),
+        ("torus", ("--size", "big"), "--size: 'big'"),
+        ("torus", ("--calibration", "nothing.json"), "--calibration: 'nothing.json'"),
+    ],
+)
+def test_mistakes_are_named(name, options, message, capsys):
+    import re
+
+    assert plan(name, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
