@@ -49,7 +49,7 @@ def test_small_messages_go_straight_to_mpi_and_are_recorded(world):
     """By a model that nobody measured, so that what is small is known."""
     costs = {"identity": CodecCost(4.0, 0.0, 1e-10, lossless=True), "int8": CodecCost(1.0, 1e-10, 1e-10)}
     model = CostModel(SIZE, Network(1e-6, 25e6), costs)
-    ways = [(NATIVE, NATIVE_CODEC, 0.0), ("direct", "identity", 1e-3), ("direct", "int8", 1e-3)]
+    ways = [(NATIVE, NATIVE_CODEC, 1e-6), ("direct", "identity", 1e-3), ("direct", "int8", 1e-3)]
     times = {("allreduce", *way): {8: model.law("allreduce", *way, 8) + overhead} for *way, overhead in ways}
     comm = Comm(world.Dup(), policy=Auto(["int8"], model.with_measured(times, {})), deadline=30.0)
     x = np.arange(2, dtype=F32)
