@@ -83,6 +83,8 @@ def _check(fabric: TwoTier, ranks: int, experiment: _Experiment) -> None:
         raise ValueError(f"--ranks: {ranks} do not need the spines, they are at one leaf")
     if fabric.spines < experiment.spines:
         raise ValueError(f"--fabric: {fabric.spines} spines are too few, {experiment.spines} at least")
+    if experiment.multiple > 1 and fabric.place != "block":
+        raise ValueError(f"--fabric: place={fabric.place} does not leave jobs side by side")
     if ranks % experiment.multiple:
         raise ValueError(f"--ranks: {ranks} is no multiple of {experiment.multiple}")
 
@@ -102,6 +104,10 @@ def _print(world: World, text: str) -> None:
 
 def _milliseconds(title: str, seconds: Callable[[Any], float]) -> Column:
     return Column(title, lambda row: number(seconds(row) * 1e3, 1), 8)
+
+
+def _of_job(job: int) -> Column:
+    return _milliseconds(f"job {job + 1}, ms", lambda row: row.seconds[job])
 
 
 def _mean_of_draws(rows: Sequence[Shared]) -> list[str]:
@@ -148,7 +154,7 @@ _EXPERIMENTS = {
         shared,
         [
             Column("flows", lambda row: row.how, 22, left=True),
-            *(_milliseconds(f"job {j + 1}, ms", lambda row, j=j: row.seconds[j]) for j in range(JOBS)),
+            *(_of_job(job) for job in range(JOBS)),
             _milliseconds("slower, ms", lambda row: row.slower),
             Column("over placed", lambda row: number(row.times)),
             Column("busiest uplink", lambda row: f"{100 * row.busiest:.0f}%"),

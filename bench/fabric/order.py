@@ -9,6 +9,7 @@ from collcomp.collectives import HIERARCHICAL
 
 from ..ranks import World
 from .peers import over_tcp
+from .plans import planned_layout
 from .spec import HASHED, rank_address
 from .trial import allreduce, run
 
@@ -42,7 +43,7 @@ def orders(world: World, nbytes: int, iterations: int) -> Iterator[Ordered]:
     """Allreduce by MPI, by rings in rank order and in planned order, and in two tiers. Collective."""
     network = world.network
     assert network is not None
-    layout = network.layout(world.size)
+    layout = planned_layout(world)
     own = [rank_address(world.rank, HASHED)]
     with over_tcp(world.comm, own) as (plain, _), over_tcp(world.comm, own, layout=layout) as (planned, _):
         ways = {

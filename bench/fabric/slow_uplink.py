@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from collcomp.communicator import Communicator
+
 from ..ranks import World
 from .peers import over_tcp
+from .plans import planned_layout
 from .spec import HASHED, rank_address
 from .trial import Timed, allreduce, run
 from .uplinks import Uplinks
@@ -50,7 +53,7 @@ def splits(world: World, nbytes: int, iterations: int) -> Iterator[Split]:
     healthy = network.uplinks
     slowed = (*healthy[:-1], healthy[-1] * SLOWED_TO)
     own = [rank_address(world.rank, path + 1) for path in range(network.spines)]
-    layout = network.layout(world.size)
+    layout = planned_layout(world)
     found: list[tuple[str, Timed, float]] = []
     with (
         over_tcp(world.comm, [rank_address(world.rank, HASHED)]) as (control, _),
@@ -59,7 +62,7 @@ def splits(world: World, nbytes: int, iterations: int) -> Iterator[Split]:
         over_tcp(world.comm, own, None, layout) as (measured, _),
     ):
 
-        def measure(how: str, engine, rates: tuple[float, ...], calls: int, warm_up: bool = True) -> None:
+        def measure(how: str, engine: Communicator, rates: tuple[float, ...], calls: int, warm_up: bool = True) -> None:
             action = allreduce(world.comm, nbytes, "ring", engine)
             found.append((how, run(world, control, action, calls, warm_up), sum(rates)))
 

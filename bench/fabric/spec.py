@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from ..rates import parse_rate
 
 if TYPE_CHECKING:
-    from collcomp.planner.layout import Layout
     from collcomp.planner.topology import Topology
 
 __all__ = ["HASHED", "TwoTier", "rank_address"]
@@ -123,13 +122,6 @@ class TwoTier:
                        words["place"] or "block")  # fmt: skip
         except ValueError as error:
             raise ValueError(f"fabric: {error}") from None
-
-    def layout(self, ranks: int) -> Layout:
-        """Who is near to whom: rings go round one leaf after the other."""
-        from collcomp.planner.layout import Layout
-
-        groups = self.groups(ranks)
-        return Layout(tuple(rank for group in groups for rank in group), groups)
 
     def topology(self, ranks: int, rate: float) -> Topology:
         """The same for the planner: what it plans is what is built.
