@@ -164,10 +164,8 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
     assert isinstance(policy, Auto)
     model = policy.model
     assert model is not None
-    ways = {
-        f"{algorithm} {codec}": {"codec": as_codec(codec), "algorithm": algorithm}
-        for algorithm, codec in policy.ways("allreduce", model.groups)
-    }
+    kinds = {NATIVE: (NATIVE, NATIVE_CODEC)}
+    kinds |= {" ".join(way): way for way in policy.ways("allreduce", model.groups)}
     for nbytes in sizes:
         send = values(world.rank, 0, nbytes // ITEMSIZE)
         recv = np.empty_like(send)
@@ -175,7 +173,10 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
             NATIVE: partial(world.comm.Allreduce, send, recv),
             "auto": partial(automatic.Allreduce, send, recv),
         }
-        calls |= {name: partial(fixed.Allreduce, send, recv, **how) for name, how in ways.items()}
+        for name, (algorithm, codec) in kinds.items():
+            if name != NATIVE:
+                how: dict[str, Any] = {"codec": as_codec(codec), "algorithm": algorithm}
+                calls[name] = partial(fixed.Allreduce, send, recv, **how)
         first = _time(world, calls, _SMALL_LOOKS if nbytes <= _SMALL_NBYTES else _LOOKS)
         chosen = world.comm.bcast(automatic.records[-1])
         first = {name: times[1:] for name, times in first.items()}  # the first calls connect and allocate
@@ -200,12 +201,7 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
             against_native=float(np.median(times[NATIVE] / times["auto"])),
             against_best=float(np.median(times[best] / times["auto"])),
             ways=seconds,
-            predicted={
-                name: model.seconds(
-                    "allreduce", *(name.split(" ") if name != NATIVE else (NATIVE, NATIVE_CODEC)), nbytes
-                )
-                for name in seconds
-            },
+            predicted={name: model.seconds("allreduce", *kinds[name], nbytes) for name in seconds},
             iterations=len(times["auto"]),
         )
 

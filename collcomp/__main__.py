@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import collcomp
-from collcomp import planning
+from collcomp import plan as planning
 from collcomp.errors import CollcompError
 from collcomp.switch import command as switch_command
 

@@ -175,8 +175,8 @@ class _Prober:
             return {}
         rows = self.agreed(numbers).reshape(-1, 3).tolist()
         return {
-            spec: CodecCost(*row, lossless=cost.lossless)
-            for (spec, cost), row in zip(codecs.items(), rows, strict=True)
+            spec: CodecCost(nbytes, encode, decode, cost.lossless)
+            for (spec, cost), (nbytes, encode, decode) in zip(codecs.items(), rows, strict=True)
         }
 
     def network(self) -> Network:
@@ -224,7 +224,7 @@ class _Prober:
         communicator = self.communicator
         how: dict[str, Any] = {}
         if algorithm != NATIVE:
-            codec = as_codec(spec)
+            codec: Any = as_codec(spec)
             how = {"codec": replace(codec, feedback=False) if codec.feedback else codec, "algorithm": algorithm}
         self.natives["barrier"]()
         started = time.perf_counter()

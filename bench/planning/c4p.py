@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collcomp.planner.ecmp import Hashed, addresses_of, switches_of
-from collcomp.planner.families import leaf_spine
-from collcomp.planner.flows import Chooser, Flow, FlowTable
-from collcomp.planner.placing import LeastLoaded
-from collcomp.planner.splitting import Split
+from collcomp.planner.flows.ecmp import Hashed, addresses_of, switches_of
+from collcomp.planner.flows.placing import LeastLoaded
+from collcomp.planner.flows.splitting import Split
+from collcomp.planner.flows.table import Chooser, Flow, FlowTable
 from collcomp.planner.topology import Topology
+from collcomp.planner.topology.families import leaf_spine
 
 from .ring_jobs import bus_bandwidths
 

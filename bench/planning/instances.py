@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from collcomp.planner.simulate import Change, Outcome, Transfers, routes_of, simulate
+from collcomp.planner.simulation.simulate import Change, Outcome, Transfers, routes_of, simulate
 
 __all__ = ["random_instance", "simulated"]
 

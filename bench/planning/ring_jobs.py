@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from collcomp.planner.flows import FlowTable, Placement, Way
-from collcomp.planner.simulate import Transfers, routes_of, simulate
+from collcomp.planner.flows.table import FlowTable, Placement, Way
+from collcomp.planner.simulation.simulate import Transfers, routes_of, simulate
 
 __all__ = ["bus_bandwidths"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collcomp.planner.families import leaf_spine
-from collcomp.planner.flows import Flow, FlowTable
-from collcomp.planner.placing import LeastLoaded
-from collcomp.planner.rings import ring_order
+from collcomp.planner.flows.placing import LeastLoaded
+from collcomp.planner.flows.table import Flow, FlowTable
+from collcomp.planner.rings.order import ring_order
 from collcomp.planner.topology import Topology
+from collcomp.planner.topology.families import leaf_spine
 
 __all__ = ["NICS", "Planned", "planned"]
 

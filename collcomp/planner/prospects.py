@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from collcomp.planner.cost import CodecCost, CostModel, Network, Wire
-from collcomp.planner.hierarchy import HierarchyPlan, hierarchies
 from collcomp.planner.layout import Layout
-from collcomp.planner.rings import RingPlan, ring_order
-from collcomp.planner.routes import Routes
-from collcomp.planner.schedules import direct_schedule
+from collcomp.planner.rings.order import RingPlan, ring_order
+from collcomp.planner.schedules.algorithms import direct_schedule
+from collcomp.planner.schedules.hierarchy import HierarchyPlan, hierarchies
 from collcomp.planner.topology import Topology
+from collcomp.planner.topology.routes import Routes
 
 __all__ = ["Prospects", "prospects"]
 

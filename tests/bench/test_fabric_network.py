@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from collcomp.bench import launch, testbed
-from collcomp.bench.fabric.spec import HASHED, TwoTier, rank_address
+from collcomp.bench.fabric.spec import HASHED, TwoTier
 from collcomp.bench.launch import link_rate
 
 FABRIC = "leaves=2,spines=2,uplink=200mbit/100mbit,place=interleaved"

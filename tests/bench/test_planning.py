@@ -9,8 +9,8 @@ from collcomp.bench.cli import main
 from collcomp.bench.planning import c4p, reference, scale
 from collcomp.bench.planning.ring_jobs import bus_bandwidths
 from collcomp.errors import CollcompError
-from collcomp.planner.flows import Flow, FlowTable
-from collcomp.planner.placing import LeastLoaded
+from collcomp.planner.flows.placing import LeastLoaded
+from collcomp.planner.flows.table import Flow, FlowTable
 
 
 def find(rows, what, queue_pairs=8):

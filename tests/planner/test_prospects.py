@@ -5,8 +5,8 @@ import pytest
 from helpers import F32
 
 from collcomp.planner.cost import NATIVE_CODEC, CodecCost
-from collcomp.planner.families import dgx_a100, star, two_tier
 from collcomp.planner.prospects import prospects
+from collcomp.planner.topology.families import dgx_a100, star, two_tier
 from collcomp.policies import Auto, Call
 
 COSTS = {"identity": CodecCost(4.0, 0.0, 1e-11, lossless=True), "int8": CodecCost(1.0, 1e-11, 1e-11)}

@@ -1,0 +1,1 @@
+"""Orders of ranks for rings: one that crosses scarce links least, or several side by side."""
