@@ -4,7 +4,7 @@ Whole messages are dealt out: there are many, each frame of an operation has a t
 to know nothing of it. Shares follow weights that the user gives. Where there are none, messages wait in one queue until
 a path has sent almost all that it had; it then takes the next one, unless a faster path would be through with the whole
 queue before that. Rates are what the kernel counts as confirmed. So a path that slows down gets less at once. Source:
-Lim et al., "ECF: An MPTCP path scheduler to manage heterogeneous paths", CoNEXT 2017, whose rule this is.
+Lim et al., "ECF: An MPTCP path scheduler to manage heterogeneous paths", 2017, whose rule this is.
 
 Messages under one tag have to arrive in order. Until the other rank has said that it has seen the last one, the next
 one takes the same path.
@@ -38,9 +38,9 @@ WEIGHTS_VARIABLE = "COLLCOMP_PATH_WEIGHTS"
 
 RequestT = TypeVar("RequestT")
 
-# A rate is measured over so much that was confirmed, and moves half-way to each measurement.
-_MEASURED_NBYTES = 256 << 10
-_DAMPING = 0.5
+# A rate is measured over so much that was confirmed, and moves a part of the way to each measurement.
+_MEASURED_NBYTES = 1 << 20
+_DAMPING = 0.2
 # Of a path that was left out for so long beside the others, as that got about, nothing is known any more.
 _STALE_S = 1.0
 _SIOCGIFCONF, _IFREQ_NBYTES = 0x8912, 40
