@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from collcomp.codecs import Codec, as_codec
 from collcomp.codecs.registry import CODECS
-from collcomp.units import parse_nbytes
+from collcomp.units import check_file, parse_nbytes
 
 __all__ = [
     "NO_CODEC",
@@ -125,9 +124,3 @@ def _codec(spec: str) -> Codec | None:
         return None if spec == NO_CODEC else as_codec(spec)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--codec: {error}") from None
-
-
-def check_file(path: str | None, option: str) -> None:
-    """Find out now, not at the end of a long run, that a file cannot be written."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"{option}: {path!r} is in no directory that exists")

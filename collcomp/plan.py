@@ -14,7 +14,7 @@ from collcomp.errors import CollcompError
 from collcomp.planner.cost import CodecCost, CostModel
 from collcomp.planner.layout import VARIABLE
 from collcomp.policies import Auto
-from collcomp.units import parse_nbytes
+from collcomp.units import check_file, parse_nbytes
 
 __all__ = ["add_options", "run"]
 
@@ -24,6 +24,7 @@ _MOST_BOUND = 512
 _MOST_TREES = _MOST_RINGS = 32
 #: Several rings are told of where they are so many times as fast as one.
 _WORTH = 1.01
+_UNITS = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="on the first N devices (default: one on each)")
     parser.add_argument(
-        "--interleaved", action="store_true", help="ranks go round the hosts, as by 'mpirun --map-by node'"
+        "--interleaved",
+        action="store_true",
+        help="ranks go round the hosts, as by 'mpirun --map-by node', or round what hangs on the same switches where "
+        "each host has one device",
     )
     parser.add_argument("--size", default=_SIZES, help="sizes of messages, between commas (default: %(default)s)")
     parser.add_argument(
@@ -46,7 +50,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--calibration", metavar="FILE", help="codecs are as fast as this file of 'collcomp calibrate' says; as here"
     )
     parser.add_argument("--layout", metavar="FILE", help=f"write the layout of the ranks, for {VARIABLE}")
-    parser.add_argument("--hosts", metavar="PREFIX", help="write rankfile, hostfiles and settings that renumber ranks")
+    parser.add_argument(
+        "--hosts",
+        metavar="PREFIX",
+        help="number ranks along the planned ring: write rankfile and hostfiles that put each on its host, and the "
+        "device of each (a launcher knows hosts only); the layout is that of the new numbers",
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the topology and how busy the planned ring keeps it")
 
 
@@ -58,6 +67,9 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise CollcompError(f"collcomp plan needs {error.name}: pip install 'collcomp[plan]'") from None
 
+    check_file(options.layout, "--layout")
+    check_file(f"{options.hosts}.rankfile" if options.hosts else None, "--hosts")
+    check_file(options.plot, "--plot")
     sizes = [parse_nbytes(text, "--size") for text in options.size.split(",")]
     policy = Auto.from_spec(options.codec)
     try:
@@ -71,7 +83,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"# codecs as fast as {options.calibration or 'on this machine'}; predicted, not measured:")
     print(advice(policy, "allreduce", sizes))
     if options.layout:
-        outlook.layout.save(options.layout)
+        layout = outlook.layout
+        if options.hosts:  # its numbers are new
+            layout = layout.among(layout.order)
+        layout.save(options.layout)
         print(f"# layout written to {options.layout}; export {VARIABLE}={options.layout}")
     if options.hosts:
         print(f"# written: {', '.join(_write_hosts(options.hosts, outlook))}")
@@ -87,14 +102,14 @@ def _devices(topology: Any, ranks: int | None, interleaved: bool) -> list[str]:
     devices = list(topology.devices)[:ranks]
     if not interleaved:
         return devices
-    hosts = [[device for device in of_host if device in devices] for of_host in topology.hosts.values()]
-    if all(len(of_host) <= 1 for of_host in hosts):  # leaves, then
-        leaves: dict[tuple[str, ...], list[str]] = {}
-        for device in devices:
-            leaves.setdefault(tuple(topology.graph.successors(device)), []).append(device)
-        hosts = list(leaves.values())
-    rounds = max(map(len, hosts))
-    return [of_host[i] for i in range(rounds) for of_host in hosts if i < len(of_host)]
+    used = set(devices)
+    groups = [[device for device in of_host if device in used] for of_host in topology.hosts.values()]
+    if all(len(group) <= 1 for group in groups):
+        from collcomp.planner.rings.start import Clusters
+
+        groups = [[name for name in side if name in used] for side in Clusters(topology, devices).sides]
+    rounds = max(map(len, groups))
+    return [group[i] for i in range(rounds) for group in groups if i < len(group)]
 
 
 def _codec_costs(policy: Auto, path: str | None) -> dict[str, CodecCost]:
@@ -109,41 +124,57 @@ def _codec_costs(policy: Auto, path: str | None) -> dict[str, CodecCost]:
 
 def _facts(outlook: Any) -> list[str]:
     topology, ring, tiers = outlook.topology, outlook.ring, outlook.tiers
-    size = len(outlook.devices)
-    lines = [f"# {topology.name}: {size} ranks, hosts: {len(topology.hosts)}; bandwidths in GB/s"]
+    size, hosts = len(outlook.devices), {topology.nodes[device].host or device for device in outlook.devices}
+    unit, unit_name = next((unit for unit in _UNITS if ring.busbw >= unit[0]), _UNITS[-1])
+    lines = [f"# {topology.name}: {size} ranks, hosts: {len(hosts)}; bandwidths in {unit_name}"]
     if size == len(topology.devices) <= _MOST_BOUND:
         from collcomp.planner.forests.optimum import optimum
 
         best = optimum(topology, "allreduce")
-        lines.append(f"# cut bound: allreduce algbw {best.algbw / 1e9:.2f}, busbw {best.busbw / 1e9:.2f}")
+        lines.append(f"# cut bound: allreduce algbw {best.algbw / unit:.2f}, busbw {best.busbw / unit:.2f}")
         if size <= _MOST_TREES:
-            lines.append(_trees(topology))
-        lines.append(f"# best ring: busbw {ring.busbw / 1e9:.2f}, {_percent(best.busbw / ring.busbw - 1)} to the bound")
+            lines.append(_trees(topology, unit))
+        lines.append(
+            f"# best ring: busbw {ring.busbw / unit:.2f}, {_percent(best.busbw / ring.busbw - 1)} to the bound"
+        )
     else:
-        lines.append(f"# best ring: busbw {ring.busbw / 1e9:.2f}")
-    lines[-1] += f", {_percent(ring.gap)} to the best of rings; busiest link {' -> '.join(ring.busiest or ('none',))}"
+        lines.append(f"# best ring: busbw {ring.busbw / unit:.2f}")
+    lines[-1] += (
+        f", {_percent(ring.gap)} above a bound for rings; busiest link {' -> '.join(ring.busiest or ('none',))}"
+    )
     if size <= _MOST_RINGS and ring.seconds_per_byte > 0:
-        from collcomp.planner.rings.sets import ring_set
-
-        rings = ring_set(topology, outlook.devices)
-        if rings.busbw > ring.busbw * _WORTH:
-            lines.append(
-                f"# {len(rings.orders)} rings side by side: busbw {rings.busbw / 1e9:.2f}, "
-                f"{_percent(rings.gap)} to the best of sets of rings"
-            )
+        lines += _several(outlook, unit)
     if tiers is not None:
         lines.append(f"# two tiers: {len(tiers.groups)} groups of {len(tiers.groups[0])} by {tiers.kind}")
     return lines
 
 
-def _trees(topology: Any) -> str:
+def _several(outlook: Any, unit: float) -> list[str]:
+    from collcomp.planner.rings.sets import ring_set
+
+    try:
+        rings = ring_set(outlook.topology, outlook.devices)
+    except ValueError as error:
+        return [f"# no rings side by side: {error}"]
+    if rings.busbw <= outlook.ring.busbw * _WORTH:
+        return []
+    return [
+        f"# {len(rings.orders)} rings side by side: busbw {rings.busbw / unit:.2f}, "
+        f"{_percent(rings.gap)} above a bound for sets of rings"
+    ]
+
+
+def _trees(topology: Any, unit: float) -> str:
     from collcomp.planner.forests.forest import forest
     from collcomp.planner.forests.optimum import optimum
 
-    bound, trees = optimum(topology), forest(topology)
+    try:
+        bound, trees = optimum(topology), forest(topology)
+    except ValueError as error:
+        return f"# no trees: {error}"
     trees.check()
     return (
-        f"# trees, checked: all-gather algbw {trees.algbw / 1e9:.2f} of {bound.algbw / 1e9:.2f}, "
+        f"# trees, checked: all-gather algbw {trees.algbw / unit:.2f} of {bound.algbw / unit:.2f}, "
         f"gap {_percent(float(trees.gap(bound)))}"
     )
 
@@ -159,6 +190,7 @@ def _write_hosts(prefix: str, outlook: Any) -> list[str]:
         "slurm": export.slurm_hostfile(hosts),
         "hydra": hydra,
         "rankmap": rankmap + "\n",
+        "devices": export.device_of_ranks(hosts, export.in_order(outlook.layout, outlook.devices)),
     }
     for name, text in files.items():
         Path(f"{prefix}.{name}").write_text(text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-__all__ = ["bytes_text", "parse_address", "parse_nbytes", "seconds_text"]
+__all__ = ["bytes_text", "check_file", "parse_address", "parse_nbytes", "seconds_text"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -23,6 +24,14 @@ def parse_address(text: str, name: str, *, any_port: bool = False) -> tuple[str,
     if not colon or not host or not port.isdecimal() or not (not any_port) <= int(port) < 1 << 16:
         raise ValueError(f"{name}: {text!r} is no HOST:PORT")
     return host, int(port)
+
+
+def check_file(path: str | None, option: str) -> None:
+    """Find out now, not at the end of a long run, that a file cannot be written; `ValueError` names the option."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{option}: {path!r} is in no directory that exists")
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"{option}: {path!r} is a directory")
 
 
 def bytes_text(nbytes: int) -> str:

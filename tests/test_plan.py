@@ -1,6 +1,7 @@
 """``collcomp plan``, as it is typed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def plan(name, *options):
 
 @pytest.mark.parametrize(
     ("name", "algbw", "busbw"),
-    [("dgx-a100-x1", "171.43", "300.00"), ("dgx-a100-x2", "173.33", "325.00"), ("testbed-star", "0.08", "0.12")],
+    [("dgx-a100-x1", "171.43", "300.00"), ("dgx-a100-x2", "173.33", "325.00"), ("testbed-star", "83.33", "125.00")],
 )
 def test_bounds_and_gaps_are_printed(name, algbw, busbw, capsys):
     assert plan(name) == 0
@@ -32,6 +33,14 @@ def test_interleaved_ranks_get_a_layout_and_host_files(tmp_path, capsys):
     options = ["--interleaved", "--layout", str(layout), "--hosts", str(hosts), "--plot", str(picture)]
     assert plan("testbed-two-tier", *options, "--codec", "auto:int8") == 0
     assert "ring int8" in capsys.readouterr().out
+    # Ranks are numbered along the ring by the files of hosts, and so is the layout.
+    saved = Layout.load(layout)
+    assert saved.order == tuple(range(8))
+    of_rank = [line.split("\t") for line in (tmp_path / "hosts.devices").read_text().splitlines()]
+    assert [host for _, host, _ in of_rank] == (tmp_path / "hosts.slurm").read_text().split()
+    leaves = [{int(of_rank[rank][2].removeprefix("host")) // 4 for rank in group} for group in saved.groups]
+    assert sorted(map(sorted, leaves)) == [[0], [1]]
+    assert plan("testbed-two-tier", *options[:3], "--codec", "auto:int8") == 0
     assert sorted(map(sorted, Layout.load(layout).groups)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert (tmp_path / "hosts.rankfile").read_text().startswith("rank 0=host")
     assert len((tmp_path / "hosts.slurm").read_text().split()) == 8
@@ -50,10 +59,41 @@ def test_codecs_as_a_file_says(tmp_path, capsys):
     assert "direct int8" in capsys.readouterr().out
 
 
+def test_one_way_links_get_no_trees_but_a_plan(tmp_path, capsys):
+    links = [
+        {"ends": [f"h{a}", f"h{b}"], "bandwidth": f"{1 + a} MB/s", "one_way": True} for a, b in ((0, 2), (2, 1), (1, 0))
+    ]
+    path = tmp_path / "round.yaml"
+    path.write_text("nodes: [{name: 'h[0-2]', kind: device}]\nlinks:\n" + "".join(f"- {link}\n" for link in links))
+    assert main(["plan", str(path), "--size", "1M", "--codec", "auto:int8"]) == 0
+    out = capsys.readouterr().out
+    assert "# no trees: topology: cables" in out
+    assert "best ring: busbw 1.00" in out
+    assert "bandwidths in MB/s" in out
+
+
+def test_ranks_are_interleaved_by_what_hangs_on_the_same_switches(tmp_path, capsys):
+    path = tmp_path / "ports.yaml"
+    path.write_text(
+        "family: leaf_spine\nhosts: 4\nleaves: 2\nspines: 2\nport_bandwidth: 1 GB/s\n"
+        "nics_per_host: 1\nports_per_nic: 2\n"
+    )
+    layout = tmp_path / "layout.json"
+    options = ["--interleaved", "--layout", str(layout), "--size", "1M", "--codec", "auto:int8"]
+    assert main(["plan", str(path), *options]) == 0
+    assert sorted(map(sorted, Layout.load(layout).groups)) == [[0, 2], [1, 3]]
+    capsys.readouterr()
+    assert main(["plan", str(path), "--ranks", "2", "--size", "1M", "--codec", "auto:int8"]) == 0
+    assert "2 ranks, hosts: 2;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("nothing", (), "TOPOLOGY: .*nothing.yaml' cannot be read"),
+        ("torus", ("--layout", "missing/layout.json"), "--layout: 'missing/layout.json'"),
+        ("torus", ("--hosts", "missing/hosts"), "--hosts: 'missing/hosts"),
+        ("torus", ("--plot", "/"), "--plot: '/' is a directory"),
         ("torus", ("--ranks", "99"), "--ranks: 99"),
         ("torus", ("--ranks", "1"), "--ranks: 1"),
         ("torus", ("--codec", "int8"), "codec: 'int8'"),
@@ -63,7 +103,5 @@ def test_codecs_as_a_file_says(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_named(name, options, message, capsys):
-    import re
-
     assert plan(name, *options) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -16,6 +16,7 @@ from collcomp.planner.layout import Layout
 
 __all__ = [
     "QueuePair",
+    "device_of_ranks",
     "in_order",
     "mpich_rankmap",
     "mpich_settings",
@@ -77,6 +78,11 @@ def mpich_rankmap(hosts: Sequence[str]) -> tuple[str, str]:
 def slurm_hostfile(hosts: Sequence[str]) -> str:
     """For ``SLURM_HOSTFILE=FILE srun --distribution=arbitrary``: the host of each task in turn."""
     return _lines(hosts)
+
+
+def device_of_ranks(hosts: Sequence[str], devices: Sequence[str]) -> str:
+    """Rank, host and device in each line, by tabs: launchers place ranks on hosts, and programs choose devices."""
+    return _lines(f"{rank}\t{host}\t{device}" for rank, (host, device) in enumerate(zip(hosts, devices, strict=True)))
 
 
 def _lines(lines: Iterable[str]) -> str:

@@ -162,8 +162,10 @@ def forest(topology: Topology, collective: str = "allgather") -> Forest:
     """Trees for an operation, none of whose links is busy for longer than the optimum.
 
     That takes as much bandwidth out of every node as into it. Where a cable is faster in one direction, only what it
-    carries in both is used, and the trees can be slower than the optimum; `Forest.gap` tells. So can they, by a part in
-    10^4, where bandwidths have no unit in common, as measured ones. An allreduce is both operations, one by one.
+    carries in both is used, and the trees can be slower than the optimum; `Forest.gap` tells. So can they where
+    bandwidths have no unit in common, as measured ones: all are then rounded down to a unit that is a part of the
+    fastest link's (2^-18 of it, more with more than 64 devices), which counts for links that are thousands of times
+    slower. An allreduce is both operations, one by one.
 
     Parameters
     ----------
@@ -173,7 +175,8 @@ def forest(topology: Topology, collective: str = "allgather") -> Forest:
     Raises
     ------
     ValueError
-        If there are fewer than two devices, or some device cannot be reached from another.
+        If there are fewer than two devices, some device cannot be reached from another, or could not by what cables
+        carry in both directions where that differs.
     """
     if collective == "reduce_scatter":
         return _turned_round(forest(topology.reversed()))
@@ -183,7 +186,15 @@ def forest(topology: Topology, collective: str = "allgather") -> Forest:
     index = {name: i for i, name in enumerate(names)}
     devices = [index[device] for device in topology.devices]
     even = _evened(topology, len(devices))
-    per_device = 1 / (optimum(even).seconds_per_byte * len(devices))
+    try:
+        best = optimum(even)
+    except ValueError:
+        optimum(topology)  # says so where the topology itself joins too little
+        raise ValueError(
+            f"topology: cables of {topology.name!r} differ by direction, and what they carry in both does not join "
+            "all devices"
+        ) from None
+    per_device = 1 / (best.seconds_per_byte * len(devices))
     capacities = np.zeros((len(names),) * 2, np.int64)
     for (source, dest), link in even.links.items():
         capacities[index[source], index[dest]] = int(link.bandwidth) * per_device.denominator

@@ -39,6 +39,7 @@ def test_each_rank_of_a_rankfile_has_a_core_of_its_own():
 
 def test_lists_of_hosts():
     assert export.openmpi_sequence(HOSTS) == export.slurm_hostfile(HOSTS) == "c\na\nb\nb\na\nc\n"
+    assert export.device_of_ranks(["b", "a"], ["b.gpu1", "a.gpu0"]) == "0\tb\tb.gpu1\n1\ta\ta.gpu0\n"
     assert export.mpich_rankmap(HOSTS) == ("c:2\na:2\nb:2\n", "0,1,2,2,1,0")
 
 

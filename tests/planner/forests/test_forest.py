@@ -221,3 +221,13 @@ def test_what_is_no_gathering_is_refused():
         forest(star(2, 1.0), "allreduce")
     with pytest.raises(ValueError, match="cannot be reached"):
         forest(star(3, 1.0).without(("host1", "switch")))
+
+
+@pytest.mark.parametrize("collective", ["allgather", "reduce_scatter"])
+def test_cables_that_differ_by_direction_are_to_blame_where_they_are(collective):
+    nodes = [Node(f"h{i}", DEVICE) for i in range(3)]
+    links = [Link("h0", "h2", 1.0), Link("h2", "h1", 3.0), Link("h1", "h0", 2.0)]
+    with pytest.raises(ValueError, match="differ by direction"):
+        forest(Topology("round", nodes, links), collective)
+    alike = Topology("round", nodes, [replace(link, bandwidth=1.0) for link in links])
+    assert forest(alike, collective).gap(optimum(alike, collective)) == 0
