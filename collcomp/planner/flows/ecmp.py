@@ -47,6 +47,11 @@ class Hashed:
         Move only queue pairs whose way is broken; the hash chooses among what is left.
     bonded : bool
         Queue pairs fall on ports by their source port, as behind a bonding driver, not in turn.
+
+    Raises
+    ------
+    ValueError
+        If `queue_pairs` is below 1.
     """
 
     queue_pairs: int
@@ -55,6 +60,10 @@ class Hashed:
     rng: np.random.Generator
     only_broken: bool = False
     bonded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queue_pairs < 1:
+            raise ValueError(f"queue_pairs: {self.queue_pairs} is less than 1")
 
     def __call__(self, table: FlowTable, placements: Sequence[Placement]) -> None:
         """Place them."""
@@ -68,9 +77,10 @@ class Hashed:
             for i, port in enumerate(ports):
                 way = old[i] if i < len(old) else None
                 if way is None or not table.bandwidths[list(way)].all():
-                    pair = (way[0], way[-1]) if way is not None else pairs[(port if self.bonded else i) % len(pairs)]
-                    same = rows[(ends == pair).all(1)]
-                    way = self._walk(table, same if len(same) else rows, port)
+                    pair = pairs[(port if self.bonded else i) % len(pairs)]
+                    if way is not None and (pairs == (way[0], way[-1])).all(1).any():  # its ports still work
+                        pair = np.array((way[0], way[-1]))
+                    way = self._walk(table, rows[(ends == pair).all(1)], port)
                 ways.append(way)
             table.put(placement, ways, [1 / self.queue_pairs] * self.queue_pairs)
 

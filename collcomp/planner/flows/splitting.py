@@ -75,7 +75,10 @@ class Split:
 
 
 class _Program:
-    """Variables are bytes of each flow on each of its ways, and last the seconds of the busiest link, all near 1."""
+    """Variables are parts of each flow on each of its ways, and last the seconds of the busiest link, all near 1.
+
+    Parts, not bytes: a flow of very few bytes would be nothing within the solver's tolerance.
+    """
 
     def __init__(
         self, table: FlowTable, placements: Sequence[Placement], kept: list[dict[tuple[int, int], float]]
@@ -90,26 +93,28 @@ class _Program:
         unit_bytes, unit_rate = nbytes.max(), table.bandwidths[:-1].max()
 
         passes: list[tuple[np.ndarray, np.ndarray]] = []
+        units: list[np.ndarray] = []
         sums: list[tuple[np.ndarray, float]] = []
         for start, ways, amount, ports in zip(starts, rows, nbytes / unit_bytes, kept, strict=False):
             variable, depth = np.nonzero(ways < len(table.bandwidths) - 1)
             passes.append((ways[variable, depth], start + variable))
+            units.append(np.full(len(variable), amount))
             if not ports:
-                sums.append((start + np.arange(len(ways)), amount))
+                sums.append((start + np.arange(len(ways)), 1.0))
             ends = table.ends(ways)
-            sums += [(start + np.flatnonzero((ends == pair).all(1)), share * amount) for pair, share in ports.items()]
+            sums += [(start + np.flatnonzero((ends == pair).all(1)), share) for pair, share in ports.items()]
             if ports:
                 others = [i for i, pair in enumerate(map(tuple, ends.tolist())) if pair not in ports]
                 sums += [(start + np.array([i]), 0.0) for i in others]
         links, which = np.unique(np.concatenate([link for link, _ in passes]), return_inverse=True)
         self.passes = csr_array(
-            (np.ones(len(which)), (which.ravel(), np.concatenate([variable for _, variable in passes]))),
+            (np.concatenate(units), (which.ravel(), np.concatenate([variable for _, variable in passes]))),
             (len(links), variables),
         )
         of_sum = np.repeat(np.arange(len(sums)), [len(members) for members, _ in sums])
         members = np.concatenate([members for members, _ in sums])
         self.sums = csr_array((np.ones(len(members)), (of_sum, members)), (len(sums), variables))
-        self.amounts = np.array([amount for _, amount in sums])
+        self.parts = np.array([part for _, part in sums])
         self.rates = table.bandwidths[links] / unit_rate
         self.background = np.maximum(table.loads[links], 0) / unit_bytes
 
@@ -123,14 +128,13 @@ class _Program:
                 break
             busiest = answer[-1]
             held[settled] = busiest
-        bytes_of_ways = answer[:-1]
+        parts = answer[:-1]
         if spread:
-            bytes_of_ways = self._spread(np.where(np.isnan(held), answer[-1], held))
-        amounts = np.split(bytes_of_ways, np.cumsum(self.counts)[:-1])
-        return [np.maximum(amount, 0) / amount.sum() for amount in amounts]
+            parts = self._spread(np.where(np.isnan(held), answer[-1], held))
+        return [np.maximum(shares, 0) for shares in np.split(parts, np.cumsum(self.counts)[:-1])]
 
     def _shortest(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes of each way and seconds of the busiest link that is not held, and what each link's limit costs."""
+        """Part of each way and seconds of the busiest link that is not held, and what each link's limit costs."""
         from scipy.sparse import csr_array, hstack
 
         free = np.isnan(held)
@@ -140,7 +144,7 @@ class _Program:
         return self._minimise(costs, hstack((self.passes, seconds), format="csr"), limits)
 
     def _spread(self, busy: np.ndarray) -> np.ndarray:
-        """Bytes of each way, the largest of each flow as small as can be, with links busy no longer than `busy`."""
+        """Part of each way, the largest of each flow as small as can be, with links busy no longer than `busy`."""
         from scipy.sparse import block_array, csr_array, eye_array
 
         flows, ways = len(self.counts), self.passes.shape[1]
@@ -157,9 +161,9 @@ class _Program:
         from scipy.optimize import linprog
         from scipy.sparse import csr_array, hstack
 
-        others = csr_array((len(self.amounts), len(costs) - self.sums.shape[1]))
+        others = csr_array((len(self.parts), len(costs) - self.sums.shape[1]))
         sums = hstack((self.sums, others), format="csr")
-        result: Any = linprog(costs, matrix, limits, sums, self.amounts, method="highs")
+        result: Any = linprog(costs, matrix, limits, sums, self.parts, method="highs")
         if result.status != 0:
             raise CollcompError(f"splitting flows failed: {result.message}")
         return result.x, result.ineqlin.marginals

@@ -180,16 +180,24 @@ class FlowTable:
         self.bandwidths[self.paths.index[source, dest]] = bandwidth
 
     def fail(self, one: str, other: str) -> list[Placement]:
-        """Break a cable, in both directions; flows stay where they are until they are moved.
+        """Break a cable, in all directions that it has; flows stay where they are until they are moved.
 
         Returns
         -------
         list of Placement
             Flows that could use it: those that a new plan has to look at.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
         """
+        directions = [ends for ends in ((one, other), (other, one)) if ends in self.paths.index]
+        if not directions:
+            raise ValueError(f"one, other: nothing leads from {one!r} to {other!r}, nor back")
         touched = self.touching(one, other)
-        self.set_bandwidth(one, other, 0.0)
-        self.set_bandwidth(other, one, 0.0)
+        for ends in directions:
+            self.set_bandwidth(*ends, 0.0)
         return touched
 
     def touching(self, one: str, other: str) -> list[Placement]:

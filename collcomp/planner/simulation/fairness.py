@@ -54,9 +54,10 @@ def max_min_rates(incidence: csr_array, capacities: np.ndarray, weights: np.ndar
     link = incidence.indices[used]
     use = incidence.data[used] * weights[flow]
     levels = np.full(flows, np.inf)
+    stopped = np.zeros(flows, bool)
     while len(flow):
         demand = np.bincount(link, use, links)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             level = np.where(demand > 0, capacities / demand, np.inf)
         here = level[link]
         first = np.flatnonzero(np.diff(flow, prepend=-1))
@@ -64,7 +65,8 @@ def max_min_rates(incidence: csr_array, capacities: np.ndarray, weights: np.ndar
         slowed = np.bincount(link, lowest < here, links)  # flows that something else holds up even more
         stops = slowed[link] == 0
         levels[flow[stops]] = here[stops]
-        going = np.isinf(levels[flow])
+        stopped[flow[stops]] = True
+        going = ~stopped[flow]
         capacities -= np.bincount(link[~going], use[~going] * levels[flow[~going]], links)
         np.maximum(capacities, 0, out=capacities)  # what rounding leaves below
         flow, link, use = flow[going], link[going], use[going]

@@ -152,7 +152,7 @@ class _Run:
         count, links = transfers.routes.shape
         self.routes = transfers.routes
         self.capacities = np.array(capacities, np.float64)
-        self.changes = sorted(changes, key=lambda change: -change.time)  # the next one last
+        self.changes = sorted(changes, key=lambda change: change.time)[::-1]  # the next one last, of one time the first
         for change in self.changes:
             if not 0 <= change.link < links or not 0 <= change.capacity < math.inf or not change.time >= 0:
                 raise ValueError(f"changes: {change} names no link of {links}, or no time or capacity that can be")

@@ -14,6 +14,7 @@ from collcomp.planner.flows.rebalance import Rebalancer
 from collcomp.planner.flows.splitting import Split
 from collcomp.planner.flows.table import Flow, FlowTable
 from collcomp.planner.simulation.simulate import Transfers, routes_of, simulate
+from collcomp.planner.topology import Link, Node, Topology
 from collcomp.planner.topology.families import fat_tree, leaf_spine, two_tier
 
 
@@ -292,6 +293,54 @@ def test_a_split_is_the_optimum_beside_what_stays():
     assert table.seconds() == pytest.approx(2.0)
     assert sum(split.shares) == pytest.approx(1)
     assert len(fixed.ways) == 1
+
+
+def test_flows_of_very_few_bytes_are_split_too():
+    table = FlowTable(two_tier(4, 2, host_bandwidth=1e3, uplink_bandwidth=[1.0, 1.0], spines=2))
+    flows = [Flow("a", (f"host{i}",), (f"host{i + 2}",), nbytes) for i, nbytes in enumerate((1e10, 1.0))]
+    large, small = table.add(flows, Split())
+    for placement in (large, small):
+        assert sum(placement.shares) == pytest.approx(1)
+        assert min(placement.shares) > 0
+    assert table.seconds() == pytest.approx(0.5e10)
+
+
+def test_a_link_of_one_direction_breaks_too():
+    topology = two_tier(4, 2, host_bandwidth=1.0, uplink_bandwidth=[1.0, 1.0], spines=2)
+    links = [link for ends, link in topology.links.items() if ends != ("spine0", "leaf0")]
+    table = FlowTable(Topology("one way", topology.nodes.values(), links))
+    (placement,) = table.add([Flow("a", ("host0",), ("host2",), 1.0)], LeastLoaded())
+    assert table.fail("spine0", "leaf0") == [placement]
+    assert not table.bandwidths[table.paths.index["leaf0", "spine0"]]
+    with pytest.raises(ValueError, match="nor back"):
+        table.fail("leaf0", "leaf1")
+
+
+@pytest.mark.parametrize("only_broken", [False, True])
+def test_hashed_flows_leave_a_port_that_broke(only_broken):
+    table = network()
+    (placement,) = table.add([Flow("a", ports(0), ports(1), 8.0)], LeastLoaded(8))
+    touched = table.fail("host0.nic0.port0", "plane0.leaf0")
+    topology, rng = table.paths.topology, np.random.default_rng(0)
+    table.move(touched, Hashed(8, switches_of(topology, rng), addresses_of(topology), rng, only_broken=only_broken))
+    assert {way[0] for way in names(table, placement)} == {"host0.nic0.port1"}
+    with pytest.raises(ValueError, match="queue_pairs: 0"):
+        Hashed(0, {}, {}, rng)
+
+
+@pytest.mark.parametrize("only_broken", [False, True])
+def test_hashed_flows_go_past_dead_ports_of_unlike_lengths(only_broken):
+    """Two bonded ports on different leaves: the way left is of another length than the broken one."""
+    nodes = [Node(name, "device") for name in ("a", "b", "c")] + [Node(name, "switch") for name in ("s", "t")]
+    cables = [("a", "s"), ("b", "s"), ("c", "t"), ("s", "t")]
+    topology = Topology("t", nodes, [Link(*ends, 1.0) for cable in cables for ends in (cable, cable[::-1])])
+    table = FlowTable(topology)
+    (placement,) = table.add([Flow("j", ("a",), ("b", "c"), 1.0)], LeastLoaded())
+    assert names(table, placement) == [("a", "s", "b")]
+    rng = np.random.default_rng(0)
+    hashed = Hashed(1, switches_of(topology, rng), addresses_of(topology), rng, only_broken=only_broken)
+    table.move(table.fail("s", "b"), hashed)
+    assert names(table, placement) == [("a", "s", "t", "c")]
 
 
 # ---------------------------------------------------------------------- corrected by what was measured

@@ -35,6 +35,10 @@ def test_a_flow_without_links_knows_no_limit():
     assert max_min_rates(csr_array((0, 2)), [1.0, 1.0]).shape == (0,)
 
 
+def test_rates_that_no_number_holds_come_to_an_end():
+    np.testing.assert_array_equal(max_min_rates(csr_array([[0.01, 0.0], [0.0, 1.0]]), [1e308, 2.0]), [np.inf, 2])
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_every_flow_has_a_link_that_holds_it_up(seed):
     rng = np.random.default_rng(seed)

@@ -85,6 +85,12 @@ def test_steps_of_rings_of_two_jobs(ranks, rounds):
     assert outcome.finished.max() == pytest.approx(rounds * 2 * (ranks - 1) / ranks * nbytes / 1.5)
 
 
+@pytest.mark.parametrize("capacities", [(2.0, 4.0), (4.0, 2.0)])
+def test_changes_at_one_time_count_in_their_order(capacities):
+    outcome = run([[0]], [1 + 3 * capacities[1]], [1.0], [Change(1.0, 0, capacity) for capacity in capacities])
+    np.testing.assert_allclose(outcome.finished, [4.0])
+
+
 def test_thousands_of_transfers_at_once():
     rng = np.random.default_rng(0)
     outcome = run([[i, 4000 + i // 4, 5000 + i // 4] for i in range(4000)], rng.integers(1, 4, 4000), [1.0] * 6000)
