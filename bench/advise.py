@@ -9,7 +9,8 @@ from collcomp.advice import advice
 from collcomp.policies import Auto
 
 from .arguments import parse_sizes
-from .calibrate import add_what, measured, parse_collectives
+from .calibrate import add_what, check_ranks, measured, parse_collectives
+from .launch import under_launcher
 from .ranks import World, launch_or_run
 
 __all__ = ["add_options", "run"]
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     collectives = parse_collectives(options.collectives)
     sizes = parse_sizes(options.sizes)
     policy = Auto.from_spec(options.codec)
+    check_ranks(World.here().size if under_launcher() else options.ranks)
 
     def body(world: World) -> int:
         policy.learn(measured(world, options.codec, collectives))

@@ -21,6 +21,8 @@ from collcomp.planner.cost import NATIVE_CODEC
 from collcomp.policies import Auto
 
 from .arguments import check_file, parse_sizes
+from .calibrate import check_ranks
+from .launch import under_launcher
 from .osu.message import ITEMSIZE, values
 from .ranks import World, launch_or_run, progress_bar, show
 from .table import Column, header, line, number, write_rows
@@ -53,7 +55,7 @@ class Row:
     against_native, against_best : float
         Speed of `auto` over theirs: medians over the iterations' own ratios.
     ways : dict of str to float
-        Seconds of every fixed way that was measured to the end.
+        Seconds of every fixed way; those that took far longer than native MPI were measured a few times only.
     predicted : dict of str to float
         Seconds that were predicted for them.
     iterations : int
@@ -97,6 +99,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure; the exit status."""
     Auto.from_spec(options.codec)
+    check_ranks(World.here().size if under_launcher() else options.ranks)
     sizes = parse_sizes(options.sizes)
     check_file(options.json, "--json")
     if options.iterations is not None and options.iterations < 1:
@@ -165,7 +168,7 @@ def _measure(world: World, spec: str, sizes: Sequence[int], iterations: int | No
     model = policy.model
     assert model is not None
     kinds = {NATIVE: (NATIVE, NATIVE_CODEC)}
-    kinds |= {" ".join(way): way for way in policy.ways("allreduce", model.groups)}
+    kinds |= {" ".join(way): way for way in policy.ways("allreduce", model)}
     for nbytes in sizes:
         send = values(world.rank, 0, nbytes // ITEMSIZE)
         recv = np.empty_like(send)

@@ -21,12 +21,13 @@ from collcomp.planner.topology import DEVICE, SWITCH, Link, Node, Topology
 from collcomp.policies import Auto
 
 from .arguments import check_file
+from .launch import under_launcher
 from .osu import COLLECTIVES
 from .ranks import World, launch_or_run, progress_bar, show
 
-__all__ = ["DEFAULT_CODECS", "add_options", "measured", "parse_collectives", "run"]
+__all__ = ["add_options", "add_what", "check_ranks", "measured", "parse_collectives", "run"]
 
-DEFAULT_CODECS = "auto:error=0.1"
+_CODECS = "auto:error=0.1"
 
 _PING_NBYTES, _STREAM_NBYTES = 8, 1 << 20
 _PINGS, _STREAMS = 20, 3
@@ -42,9 +43,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_what(parser: argparse.ArgumentParser) -> None:
     """What to measure."""
     parser.add_argument(
-        "--codec", default=DEFAULT_CODECS, help="auto, auto:error=E or auto:CODEC|CODEC (default: %(default)s)"
+        "--codec", default=_CODECS, help="auto, auto:error=E or auto:CODEC|CODEC (default: %(default)s)"
     )
     parser.add_argument("--collectives", default="allreduce", help="between commas (default: %(default)s)")
+
+
+def check_ranks(ranks: int | None) -> None:
+    """Raise a `ValueError` for a number of ranks among which nothing is sent."""
+    if ranks is not None and ranks < 2:
+        raise ValueError(f"--ranks: {ranks} sends nothing, 2 at least do")
 
 
 def parse_collectives(text: str) -> list[str]:
@@ -62,6 +69,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     collectives = parse_collectives(options.collectives)
     Auto.from_spec(options.codec)
     check_file(options.out, "--out")
+    check_ranks(World.here().size if under_launcher() else options.ranks)
 
     def body(world: World) -> int:
         from collcomp.transports.shared import this_machine
@@ -70,7 +78,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         pairs = _pairs(world)
         hosts = world.comm.allgather(this_machine())
         if world.rank == 0:
-            _write(options.out, _topology(world, model, hosts), model, pairs)
+            _write(options.out, _topology(world, model, pairs["latency"], hosts), model, pairs)
             print(_summary(model))
             print(f"# written to {options.out}; export {CALIBRATION}={options.out} spares programs measuring it again")
         return 0
@@ -133,11 +141,13 @@ def _seconds(comm: Any, peer: int, first: bool, message: np.ndarray, repeats: in
     return float(np.median(times[1:]))
 
 
-def _topology(world: World, model: CostModel, machines: Sequence[str]) -> Topology:
+def _topology(
+    world: World, model: CostModel, latencies: Sequence[Sequence[float]], machines: Sequence[str]
+) -> Topology:
     """A star: what ranks can send while all do, whatever lies between them."""
     hosts = {machine: f"host{i}" for i, machine in enumerate(dict.fromkeys(machines))}
     devices = [Node(f"rank{rank}", DEVICE, host=hosts[machine]) for rank, machine in enumerate(machines)]
-    rate, delay = model.network.bandwidth, model.network.latency / 2
+    rate, delay = model.network.bandwidth, float(np.median([one for row in latencies for one in row if one])) / 2
     links = [Link(*ends, rate, delay) for node in devices for ends in ((node.name, _NETWORK), (_NETWORK, node.name))]
     return Topology(f"measured: {world.link}", [*devices, Node(_NETWORK, SWITCH)], links)
 

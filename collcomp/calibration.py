@@ -20,13 +20,14 @@ from collcomp.collectives import NATIVE
 from collcomp.communicator import Communicator
 from collcomp.diagnosis import Records
 from collcomp.frame import Frame
-from collcomp.planner.cost import NATIVE_CODEC, CodecCost, CostModel, Network, stored_model, work_of
+from collcomp.planner.cost import CALIBRATION, NATIVE_CODEC, CodecCost, CostModel, Network, stored_model, work_of
 from collcomp.policies import Auto
 
-__all__ = ["QUICK", "THOROUGH", "Effort", "calibrate", "codec_cost"]
+__all__ = ["QUICK", "THOROUGH", "Effort", "calibrate", "codec_cost", "recall"]
 
 _FACTOR = 4
 _FIRST_NBYTES = 8
+_NETWORK_NBYTES = (1 << 16, 1 << 20)
 _TILE = 1 << 20
 _CODEC_COUNT = 1 << 18
 _CODEC_REPEATS = 7
@@ -43,9 +44,9 @@ class Effort:
     longest : float
         Seconds: no larger message is measured once an operation has taken so long.
     seconds : float
-        To be spent on one way of doing a collective at one size, at most.
+        To be spent on one way of doing a collective at one size.
     fewest, most : int
-        Repeats within that.
+        Repeats, however long they take.
     largest : int
         Bytes of the largest message.
     """
@@ -69,7 +70,9 @@ Natives = Mapping[str, Callable[..., Any]]
 def calibrate(
     communicator: Communicator, policy: Auto, collective: str, natives: Natives, effort: Effort = QUICK
 ) -> CostModel:
-    """Let `policy` know what `collective` costs on `communicator`; measure what nobody has measured yet. Collective.
+    """Measure what `collective` costs on `communicator`, natively and by every way of `policy`, and let it know.
+
+    Collective, and blocking: no rank may depend on this one meanwhile.
 
     Parameters
     ----------
@@ -84,22 +87,51 @@ def calibrate(
     -------
     CostModel
         The policy's, from now on.
+
+    Raises
+    ------
+    ValueError
+        If the file of ``COLLCOMP_CALIBRATION`` cannot be used, on all ranks.
     """
     if communicator.size == 1:  # nothing is sent, so there is nothing to choose
         model = CostModel(1, Network(0.0, 1.0))
-        policy.learn(model)
-        return model
-    with _private_records(communicator):
-        prober = _Prober(communicator, natives, effort)
-        model = policy.model or prober.stored()
-        if not model.fits:
-            model = replace(model, network=prober.network())
-        ways = policy.ways(collective, model.groups)
-        missing = [way for way in ways if (collective, *way) not in model.fits]
-        codecs = {spec: codec_cost(as_codec(spec)) for _, spec in missing}
-        model = model.with_measured(prober.times(collective, missing), prober.agreed_costs(codecs))
+    else:
+        with _aside(communicator):
+            prober = _Prober(communicator, natives, effort)
+            model = policy.model or prober.nothing()
+            if not model.fits:
+                model = replace(model, network=prober.network())
+            ways = policy.ways(collective, model)
+            codecs = prober.agreed_costs(list(dict.fromkeys(spec for _, spec in ways)))
+            model = model.with_measured(prober.times(collective, ways), codecs)
     policy.learn(model)
     return model
+
+
+def recall(communicator: Communicator, policy: Auto) -> None:
+    """Let `policy` know what the file of ``COLLCOMP_CALIBRATION`` says of so many ranks, if all ranks have it.
+
+    Collective.
+
+    Raises
+    ------
+    ValueError
+        If a rank cannot read its file; on all ranks.
+    """
+    with _aside(communicator):
+        prober = _Prober(communicator, {}, QUICK)
+        nothing = prober.nothing()
+        model, problem = nothing, None
+        try:
+            model = stored_model() or nothing
+        except ValueError as error:
+            problem = error
+        digest = zlib.crc32(json.dumps(model.to_dict(), sort_keys=True).encode())
+        highest, lowest, broken = prober.agreed([digest, -digest, problem is not None])
+    if broken:
+        raise problem or ValueError(f"{CALIBRATION}: another rank cannot read its file")
+    if highest == -lowest and (model.size, model.groups) == (nothing.size, nothing.groups):
+        policy.learn(model)
 
 
 def codec_cost(codec: Codec) -> CodecCost:
@@ -134,14 +166,15 @@ def _values(count: int) -> np.ndarray:
 
 
 @contextmanager
-def _private_records(communicator: Communicator) -> Iterator[None]:
-    """Keep what is done here out of the user's records."""
-    kept = communicator.records
+def _aside(communicator: Communicator) -> Iterator[None]:
+    """Keep what is done here out of the user's records and random numbers."""
+    communicator.idle()
+    records, draw = communicator.records, communicator.draw
     communicator.records = Records()
     try:
         yield
     finally:
-        communicator.records = kept
+        communicator.records, communicator.draw = records, draw
 
 
 class _Prober:
@@ -152,15 +185,11 @@ class _Prober:
         self.natives = natives
         self.effort = effort
 
-    def stored(self) -> CostModel:
-        """What the file of ``COLLCOMP_CALIBRATION`` says, if all ranks have the same and it is of these ranks."""
-        empty = CostModel(self.communicator.size, Network(0.0, 1.0), groups=self.communicator.groups)
-        model = stored_model() or empty
-        if (model.size, model.groups) != (empty.size, empty.groups):
-            model = empty
-        digest = zlib.crc32(json.dumps(model.to_dict(), sort_keys=True).encode())
-        highest, lowest = self.agreed([digest, -digest])
-        return model if highest == -lowest else empty
+    def nothing(self) -> CostModel:
+        """A model of these ranks that knows nothing. They lie in groups only if all of them say so."""
+        groups = self.communicator.groups
+        highest, lowest = self.agreed([groups, -groups])
+        return CostModel(self.communicator.size, Network(0.0, 1.0), groups=groups if highest == -lowest else 1)
 
     def agreed(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """The largest of all ranks' values, one by one."""
@@ -168,42 +197,52 @@ class _Prober:
         self.communicator.allreduce(array.copy(), array, "max", codec=Identity(), algorithm="direct")
         return array
 
-    def agreed_costs(self, codecs: Mapping[str, CodecCost]) -> dict[str, CodecCost]:
-        """What the codecs cost on the slowest rank."""
-        numbers = [number for cost in codecs.values() for number in (cost.nbytes, cost.encode, cost.decode)]
-        if not numbers:
-            return {}
-        rows = self.agreed(numbers).reshape(-1, 3).tolist()
+    def agreed_costs(self, specs: Sequence[str]) -> dict[str, CodecCost]:
+        """What these codecs cost on the slowest rank."""
+        costs = self._told(lambda: [codec_cost(as_codec(spec)) for spec in specs])
+        rows = self.agreed([number for cost in costs for number in (cost.nbytes, cost.encode, cost.decode)])
         return {
             spec: CodecCost(nbytes, encode, decode, cost.lossless)
-            for (spec, cost), (nbytes, encode, decode) in zip(codecs.items(), rows, strict=True)
+            for spec, cost, (nbytes, encode, decode) in zip(specs, costs, rows.reshape(-1, 3).tolist(), strict=True)
         }
 
     def network(self) -> Network:
         """Latency and bandwidth of the ranks' links, all in use at once."""
-        way = ("direct", Identity().spec)
-        times = self.times("alltoall", [way], native=False)[("alltoall", *way)]
-        work = work_of("alltoall", "direct", self.communicator.size)
-        smallest, largest = min(times), max(times)
-        latency = times[smallest]
-        moving = max(times[largest] - latency, times[largest] / 10)
-        return Network(latency, work.wire * largest / moving)
+        way, size = ("direct", Identity().spec), self.communicator.size
+        latency = self._timed("alltoall", [way], _FIRST_NBYTES)[1][0]
+        for nbytes in _NETWORK_NBYTES:
+            sent, (seconds,) = self._timed("alltoall", [way], nbytes)
+            if seconds > self.effort.longest:
+                break
+        moving = max(seconds - latency, seconds / 10)
+        return Network(latency, work_of("alltoall", "direct", size).wire * sent / moving)
 
-    def times(
-        self, collective: str, ways: Sequence[tuple[str, str]], *, native: bool = True
-    ) -> dict[tuple[str, str, str], dict[int, float]]:
-        """Median seconds of the slowest rank, by way and by size."""
-        all_ways = [(NATIVE, NATIVE_CODEC), *ways] if native else list(ways)
+    def _told(self, do: Callable[[], Any]) -> Any:
+        """What `do` gives, which only this rank does: an error of it is told to the others, whatever comes next."""
+        try:
+            return do()
+        except BaseException as error:
+            self.communicator.refuse(error)
+            raise
+
+    def times(self, collective: str, ways: Sequence[tuple[str, str]]) -> dict[tuple[str, str, str], dict[int, float]]:
+        """Median seconds of the slowest rank, by way and by size: natively, and in these ways."""
+        all_ways = [(NATIVE, NATIVE_CODEC), *ways]
         found: dict[tuple[str, str, str], dict[int, float]] = {(collective, *way): {} for way in all_ways}
         nbytes, longest = _FIRST_NBYTES, 0.0
         while nbytes <= self.effort.largest and longest < self.effort.longest:
-            buffers = _buffers(collective, nbytes, self.communicator)
-            seconds = self._in_turn(collective, all_ways, buffers)
+            sent, seconds = self._timed(collective, all_ways, nbytes)
             for way, one in zip(all_ways, seconds, strict=True):
-                found[(collective, *way)][buffers[0].nbytes if collective != "scatter" else buffers[1].nbytes] = one
+                found[(collective, *way)][sent] = one
             longest = max(seconds)
             nbytes *= _FACTOR
         return found
+
+    def _timed(self, collective: str, ways: Sequence[tuple[str, str]], nbytes: int) -> tuple[int, list[float]]:
+        """The size that messages of about `nbytes` have, and the seconds that they take."""
+        buffers = self._told(lambda: _buffers(collective, nbytes, self.communicator))
+        self.agreed([0.0])  # a rank that has no room for them is heard of here, not in a native call
+        return buffers[1 if collective == "scatter" else 0].nbytes, self._in_turn(collective, ways, buffers)
 
     def _in_turn(self, collective: str, ways: Sequence[tuple[str, str]], buffers: Sequence[Any]) -> list[float]:
         """Time all ways in turn, in orders drawn anew, so that noise and what came before hit all alike."""

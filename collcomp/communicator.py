@@ -19,7 +19,7 @@ from collcomp.frame import Envelope
 from collcomp.messages import Messages, Received
 from collcomp.operation import IN_PLACE, How, Operation, Planner
 from collcomp.planner.layout import Layout, layout_for, layout_of_environment
-from collcomp.policies import DEFAULT_MIN_NBYTES, Auto, Policy, is_auto, policy_of
+from collcomp.policies import DEFAULT_MIN_NBYTES, Auto, ByCollective, Policy, is_auto, policy_of
 from collcomp.request import Persistent, Request
 from collcomp.scratch import Scratch
 from collcomp.switch.port import SwitchPort
@@ -46,9 +46,10 @@ class Communicator:
         Carries the collectives; nothing else may send on it.
     codec : str or Codec, optional
         For calls that name none; ``"auto"``, ``"auto:error=0.01"`` or ``"auto:int8|int4"`` choose (see
-        `policies.Auto`).
+        `policies.Auto`) once it is known what collectives cost: `mpi.Comm` measures it, others call
+        `calibration.calibrate`.
     min_nbytes : int
-        `codec` is used for messages of at least so many bytes; ``"auto"`` finds out by itself.
+        `codec` is used for messages of at least so many bytes; not with ``"auto"``.
     policy : Policy, optional
         Decides in place of `codec` and `min_nbytes`.
     deadline : float
@@ -89,6 +90,8 @@ class Communicator:
             policy = policy_of(codec, min_nbytes)
         elif codec is not None:
             raise ValueError(f"codec: {codec!r} given beside a policy, which decides")
+        elif isinstance(policy, Auto):
+            policy = policy.for_ranks(transport.size)  # what it learns is of this communicator
         if not deadline > 0:
             raise ValueError(f"deadline: {deadline} seconds are too few")
         self.rank = transport.rank
@@ -281,24 +284,34 @@ class Communicator:
         When an argument is wrong the other ranks are told, so that they do not wait for this one; not with `tell`
         off, for callers that do the operation by other means then. `policy` decides in place of the communicator's own.
         """
+        draw, sequence = self.draw, self.count()
         try:
-            if is_auto(codec):
-                codec, policy = None, self.auto(codec)
-            how = How(codec, algorithm, key, policy)
+            how = self._how(codec, algorithm, key, policy)
             operation = self._planner.prepare(collective, args, how, options)
         except (TypeError, ValueError) as error:
             if tell:
-                self.refuse(error)
+                self._refuse(sequence, error)
             raise
-        if not operation.native:  # those that are have no number: some ranks may do them without asking here
-            operation.draw = self.draw
-            operation.sequence = self._count()
+        operation.sequence = sequence
+        operation.draw = draw
         return operation
 
-    def auto(self, codec: str | Codec | None) -> Auto | None:
+    def _how(
+        self,
+        codec: str | Codec | None = None,
+        algorithm: str | None = None,
+        key: str | Sequence[tuple[str, int]] | None = None,
+        policy: Policy | None = None,
+    ) -> How:
+        return How(None, algorithm, key, self.auto(codec)) if is_auto(codec) else How(codec, algorithm, key, policy)
+
+    def auto(self, codec: str | Codec | None, collective: str | None = None) -> Auto | None:
         """The policy that decides a call with this codec, where it is an `Auto`: None is the communicator's own."""
         if codec is None:
-            return self.policy if isinstance(self.policy, Auto) else None
+            policy = self.policy
+            if isinstance(policy, ByCollective) and collective is not None:
+                policy = policy.policies.get(collective, policy)
+            return policy if isinstance(policy, Auto) else None
         if not isinstance(codec, str) or not is_auto(codec):
             return None
         if codec not in self._autos:
@@ -307,27 +320,34 @@ class Communicator:
 
     @property
     def groups(self) -> int:
-        """Number of groups that the ranks lie in; 1 where nobody said."""
+        """Number of groups of equal size that the ranks lie in; 1 where nobody said."""
         layout = self._planner.layout
-        return max(len(layout.groups), 1) if isinstance(layout, Layout) and layout.size == self.size else 1
+        alike = isinstance(layout, Layout) and layout.size == self.size and len({*map(len, layout.groups)}) == 1
+        return len(layout.groups) if alike and isinstance(layout, Layout) else 1
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks that this one does not take part in the collective that they are at."""
-        self._refuse(self._count(), error)
+        self._refuse(self.count(), error)
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """The number of an operation that all ranks come to, whether they ask for a plan or not."""
         self._sequence += 1
         return self._sequence - 1
+
+    def idle(self) -> None:
+        """Wait until what is under way in the background is over."""
+        if self._background is not None:
+            self._background.submit(_nothing).result()
 
     def _refuse(self, sequence: int, error: BaseException) -> None:
         self._transport.notify(sequence, f"{type(error).__name__}: {error}")
 
     def run(self, operation: Operation) -> None:
         """Do what was planned."""
-        if operation.plan.algorithm == SWITCHED and self._background is not None:
+        if operation.plan.algorithm == SWITCHED:
             # A switch takes the operations of a communicator one after another, in the order in which they were called.
             try:
-                self._background.submit(_nothing).result()
+                self.idle()
             except BaseException as error:
                 self._refuse(operation.sequence, error)
                 raise
@@ -387,9 +407,10 @@ class Communicator:
 
     def allreduce_init(self, sendbuf: Any, recvbuf: Any, op: str = "sum", **how: Any) -> Persistent:
         """`allreduce` to be started many times; its arguments are checked now."""
-        operation = self._planner.prepare("allreduce", (sendbuf, recvbuf, op), How(**how), {})
-        # Planned anew each time: views of arrays with gaps are copies, and residuals may have been loaded since.
-        return Persistent(operation, lambda: self.start(self.plan("allreduce", sendbuf, recvbuf, op, **how)))
+        operation = self._planner.prepare("allreduce", (sendbuf, recvbuf, op), self._how(**how), {})
+        again = {**how, "codec": operation.plan.codec, "algorithm": operation.plan.algorithm}
+        # Checked anew each time: views of arrays with gaps are copies, and residuals may have been loaded since.
+        return Persistent(operation, lambda: self.start(self.plan("allreduce", sendbuf, recvbuf, op, **again)))
 
     def leave(self, error: BaseException) -> None:
         """Tell the other ranks that this one takes part in nothing any more; transports of one process can."""

@@ -16,7 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from collcomp.buffers import as_buffer
-from collcomp.calibration import QUICK, Effort, calibrate
+from collcomp.calibration import QUICK, Effort, calibrate, recall
 from collcomp.codecs import Codec, as_codec
 from collcomp.communicator import DEFAULT_DEADLINE, Communicator
 from collcomp.diagnosis import Records
@@ -38,8 +38,6 @@ _Allreduce = MPI.Intracomm.Allreduce
 _WORLD = MPI.Intracomm(MPI.COMM_WORLD)
 _now = time.perf_counter
 _ndarray = np.ndarray
-# Records that are fresh before they are looked at.
-_MANY = 4096
 _NATIVES: dict[str, Callable[..., Any]] = {
     "allgather": _Intracomm.Allgather,
     "allreduce": _Intracomm.Allreduce,
@@ -159,6 +157,8 @@ class Comm(MPI.Intracomm):
     #: An allreduce of fewer bytes is MPI's own, whatever its dtype, and why.
     _native_below: float
     _native_reason: str
+    #: The engine that counts such calls, because other ranks may come to them by asking for a plan.
+    _counted: Communicator | None
     _engine: Communicator | None
     _mail: Messages | None
 
@@ -197,6 +197,7 @@ class Comm(MPI.Intracomm):
         self._native = codec is None and policy is None
         self._native_below = math.inf if self._native else 0
         self._native_reason = ""
+        self._counted = None
         self._engine = None
         self._mail = None
         return self
@@ -208,11 +209,13 @@ class Comm(MPI.Intracomm):
             # The most frequent call of all: half a microsecond more than MPI's own.
             nbytes = recvbuf.nbytes
             if nbytes < self._native_below:
+                if self._counted is not None:
+                    self._counted.count()
                 fresh = self.records.fresh
                 started = _now()
                 _Allreduce(self, sendbuf, recvbuf, op)
                 fresh.append((nbytes, _now() - started, self._native_reason))
-                if len(fresh) > _MANY:
+                if len(fresh) >= self.records.capacity:
                     self.records.settle()
                 return
         self._run("allreduce", _Intracomm.Allreduce, (sendbuf, recvbuf, op), (sendbuf, recvbuf, op), how)
@@ -401,13 +404,13 @@ class Comm(MPI.Intracomm):
         return (_world, ()) if self == _WORLD else super().__reduce__()
 
     def Dup(self, info: MPI.Info | None = None) -> Comm:
-        return self._like_this(_Intracomm.Dup(self, info))
+        return self._like_this(_Intracomm.Dup(self, info), same_ranks=True)
 
     def Clone(self) -> Comm:
-        return self._like_this(_Intracomm.Clone(self))
+        return self._like_this(_Intracomm.Clone(self), same_ranks=True)
 
     def Dup_with_info(self, info: MPI.Info) -> Comm:
-        return self._like_this(_Intracomm.Dup_with_info(self, info))
+        return self._like_this(_Intracomm.Dup_with_info(self, info), same_ranks=True)
 
     def Idup(self, info: MPI.Info | None = None) -> tuple[Comm, MPI.Request]:
         return self._like_these(_Intracomm.Idup(self, info))
@@ -457,21 +460,19 @@ class Comm(MPI.Intracomm):
         ValueError
             If there is no ``"auto"`` to measure for, or no such collective.
         """
+        known = [name for name in _NATIVES if name != "barrier"]
+        if collective not in known:
+            raise ValueError(f"collective: {collective!r} is none of {', '.join(known)}")
         engine = self._connect()
-        auto = engine.auto(codec)
+        auto = engine.auto(codec, collective)
         if auto is None:
             raise ValueError(f"codec: {codec!r} chooses nothing; give 'auto' here or to the communicator")
-        if collective not in _NATIVES.keys() - {"barrier"}:
-            raise ValueError(f"collective: {collective!r} is none of {', '.join(_NATIVES)}")
-        return calibrate(engine, auto, collective, self._natives(), effort)
-
-    def _natives(self) -> dict[str, Callable[..., Any]]:
-        return {name: partial(function, self) for name, function in _NATIVES.items()}
+        return self._learn(engine, auto, collective, effort)
 
     def _run(
         self, name: str, native: Callable[..., Any], given: tuple, args: tuple, how: dict[str, Any], **options: Any
     ) -> None:
-        operation, reason = self._plan(name, args, how, options)
+        operation, reason = self._plan(name, args, how, options, measures="vector" not in options)
         if operation is not None:
             return self._connect().run(operation)
         started = _now()
@@ -497,27 +498,30 @@ class Comm(MPI.Intracomm):
         return request
 
     def _plan(
-        self, name: str, args: tuple, how: dict[str, Any], options: dict[str, Any]
+        self, name: str, args: tuple, how: dict[str, Any], options: dict[str, Any], *, measures: bool = False
     ) -> tuple[Operation | None, str]:
-        """The compressed operation, or None and the reason why the call is MPI's."""
+        """The compressed operation, or None and the reason why the call is MPI's.
+
+        `measures` says that the call blocks and is of one size everywhere: all ranks can measure what it costs first.
+        """
         if self._native and not how:
             return None, ""
         engine = self._connect()
         if how:
             try:
                 args, how = self._translate(name, args, how)
-                if not options.get("vector"):
-                    self._measure(engine, name, how.get("codec"))
             except (TypeError, ValueError) as error:
                 engine.refuse(error)
                 raise
+            if measures:
+                self._measure(engine, name, how.get("codec"))
             operation = engine.plan(name, *args, **how, **options)
         else:
             args, _ = self._translate(name, args, {})
-            if not options.get("vector"):
+            if measures:
                 self._measure(engine, name, None)
             if name == "allreduce":
-                self._go_native_below(engine.policy)
+                self._go_native_below(engine)
             try:
                 operation = engine.plan(name, *args, tell=False, **options)
             except (TypeError, ValueError) as error:
@@ -527,16 +531,26 @@ class Comm(MPI.Intracomm):
 
     def _measure(self, engine: Communicator, name: str, codec: str | Codec | None) -> None:
         """What `name` costs on this communicator, where that decides and nobody knows it yet; collective then."""
-        auto = engine.auto(codec)
-        if auto is not None and engine.size > 1 and not auto.knows(name):
-            calibrate(engine, auto, name, self._natives())
+        auto = engine.auto(codec, name)
+        if auto is None or engine.size == 1:
+            return
+        if auto.model is None:
+            recall(engine, auto)
+        if not auto.knows(name):
+            self._learn(engine, auto, name, QUICK)
 
-    def _go_native_below(self, policy: Policy) -> None:
+    def _learn(self, engine: Communicator, auto: Auto, name: str, effort: Effort) -> CostModel:
+        self._native_below = math.inf if self._native else 0  # to be asked for anew
+        natives = {name: partial(function, self) for name, function in _NATIVES.items()}
+        return calibrate(engine, auto, name, natives, effort)
+
+    def _go_native_below(self, engine: Communicator) -> None:
         """From now on, do not even ask for the plan of an allreduce that is native whatever else it is."""
-        below = getattr(policy, "native_below", None)
+        below = getattr(engine.policy, "native_below", None)
         if below is not None and self._native_below == 0:
             self._native_below = below("allreduce")
-            self._native_reason = f"allreduces of fewer than {self._native_below} bytes are native by this policy"
+            self._native_reason = f"fewer than {self._native_below} bytes"
+            self._counted = engine
 
     def _translate(self, name: str, args: tuple, how: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """MPI's constants in collcomp's words."""
@@ -583,8 +597,10 @@ class Comm(MPI.Intracomm):
             self._mail = Messages(MpiTransport(self), self._settings["deadline"], self.records)
         return self._mail
 
-    def _like_this(self, comm: MPI.Comm) -> Comm:
+    def _like_this(self, comm: MPI.Comm, *, same_ranks: bool = False) -> Comm:
         settings = self._settings
+        if same_ranks and self._engine is not None and isinstance(self._engine.policy, Auto):
+            settings = {**settings, "codec": None, "policy": self._engine.policy}  # what was measured holds there too
         if settings["layout"] is not None and comm:
             group, own = comm.Get_group(), self.Get_group()
             settings = {**settings, "layout": settings["layout"].among(group.Translate_ranks(None, own))}

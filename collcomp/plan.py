@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from collcomp.advice import advice
 from collcomp.calibration import codec_cost
 from collcomp.codecs import as_codec
 from collcomp.errors import CollcompError
-from collcomp.planner.cost import CodecCost, CostModel
+from collcomp.planner.cost import CodecCost, load_model
 from collcomp.planner.layout import VARIABLE
 from collcomp.policies import Auto
 from collcomp.units import check_file, parse_nbytes
@@ -115,10 +114,7 @@ def _devices(topology: Any, ranks: int | None, interleaved: bool) -> list[str]:
 def _codec_costs(policy: Auto, path: str | None) -> dict[str, CodecCost]:
     known: dict[str, CodecCost] = {}
     if path is not None:
-        try:
-            known = dict(CostModel.from_dict(json.loads(Path(path).read_text())["calibration"]).codecs)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"--calibration: {path!r} is no file that 'collcomp calibrate' wrote ({error})") from None
+        known = dict(load_model(path, "--calibration").codecs)
     return {codec.spec: known.get(codec.spec) or codec_cost(as_codec(codec)) for codec in policy.codecs}
 
 
@@ -152,10 +148,7 @@ def _facts(outlook: Any) -> list[str]:
 def _several(outlook: Any, unit: float) -> list[str]:
     from collcomp.planner.rings.sets import ring_set
 
-    try:
-        rings = ring_set(outlook.topology, outlook.devices)
-    except ValueError as error:
-        return [f"# no rings side by side: {error}"]
+    rings = ring_set(outlook.topology, outlook.devices, one=outlook.ring)
     if rings.busbw <= outlook.ring.busbw * _WORTH:
         return []
     return [

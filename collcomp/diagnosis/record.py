@@ -81,6 +81,7 @@ class Records:
 
     Attributes
     ----------
+    capacity : int
     fresh : deque of tuple
         What was not looked at yet. Whoever has no time for `add` appends (nbytes, seconds, reason) of an allreduce that
         the library underneath did, and calls `settle` when there are many.
@@ -89,7 +90,7 @@ class Records:
     def __init__(self, capacity: int = 4096) -> None:
         if capacity < 1:
             raise ValueError(f"capacity: {capacity} records are too few")
-        self._capacity = capacity
+        self.capacity = capacity
         self.fresh: deque[tuple[Any, ...]] = deque()
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=capacity)
         self._settled = 0
@@ -113,7 +114,7 @@ class Records:
         self.fresh.append(
             (collective, algorithm, codec, nbytes, wire_nbytes, raw_nbytes, seconds, error_norm, key, reason)
         )
-        if len(self.fresh) >= self._capacity:
+        if len(self.fresh) >= self.capacity:
             self.settle()
 
     def clear(self) -> None:

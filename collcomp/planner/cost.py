@@ -32,6 +32,7 @@ __all__ = [
     "Network",
     "Wire",
     "Work",
+    "load_model",
     "stored_model",
     "work_of",
 ]
@@ -56,12 +57,15 @@ class Work(NamedTuple):
         Frames of the whole message that its link carries in one direction.
     encodes, decodes : float
         Passes of the codec over the whole message.
+    raw : float
+        Messages that its link carries in one direction as they are.
     """
 
     steps: float
     wire: float
     encodes: float
     decodes: float
+    raw: float = 0.0
 
 
 def work_of(collective: str, algorithm: str, size: int, groups: int = 1) -> Work:
@@ -84,14 +88,14 @@ def work_of(collective: str, algorithm: str, size: int, groups: int = 1) -> Work
     others = size - 1
     share = others / size
     if collective == "allreduce":
-        per_group = size // max(groups, 1)
-        between = 2 * (groups - 1) / max(groups, 1) / per_group
+        members = size // groups
+        inside, between = (members - 1) / members, (groups - 1) / size
         works = {
             # Rabenseifner's: halving, then doubling.
             "native": Work(2 * math.log2(size), 2 * share, 0, share),
             "direct": Work(2, 2 * share, 1, 2 * share),
             "ring": Work(2 * others, 2 * share, 1, 2 * share),
-            "hierarchical": Work(4, between, 1 / per_group, 1 + (groups - 1) / max(groups, 1) / per_group),
+            "hierarchical": Work(4, inside + 2 * between, 1 / members, 1 - 1 / size + between, raw=inside),
             "gathered": Work(1, others, 1, others),
             "merged": Work(2, 2 * share, 1, 1 + share),
             "summed": Work(6, 2 * share, 1, 2),
@@ -126,7 +130,7 @@ class Network:
     Attributes
     ----------
     latency : float
-        Seconds from a rank to another, for a message of no length.
+        Seconds of a step: messages of no length from each rank to those that it talks to, and all that is done for it.
     bandwidth : float
         Bytes per second of a rank's link one way, while all ranks use theirs.
     """
@@ -238,7 +242,8 @@ class CostModel:
             busy = (work.encodes * cost.encode + work.decodes * cost.decode) * count
         wire = self.wires.get(algorithm)
         if wire is None:
-            wire = Wire(work.steps * self.network.latency, work.wire / self.network.bandwidth)
+            bandwidth = self.network.bandwidth
+            wire = Wire(work.steps * self.network.latency, work.wire / bandwidth, work.raw / bandwidth)
         return wire.latency + max(wire.frame * frame_nbytes + wire.raw * nbytes, busy)
 
     def seconds(self, collective: str, algorithm: str, codec: str, nbytes: int, itemsize: int = _ITEMSIZE) -> float:
@@ -253,16 +258,29 @@ class CostModel:
             Of the message, and of its elements.
         """
         law = self.law(collective, algorithm, codec, nbytes, itemsize)
+        # Measured with float32: a message of another dtype costs as much as one of so many of these.
+        count = nbytes / _ITEMSIZE if codec == NATIVE_CODEC else self.codecs[codec].elements(nbytes, itemsize)
+        measured_nbytes = int(count * _ITEMSIZE)
         fit = self.fits.get((collective, algorithm, codec))
         if fit is not None:
-            return fit.seconds(law, nbytes)
+            return fit.seconds(law, measured_nbytes)
         # As others were by the same algorithm.
-        alike = [other.seconds(law, nbytes) for key, other in self.fits.items() if key[:2] == (collective, algorithm)]
+        alike = [
+            other.seconds(law, measured_nbytes)
+            for kind, other in self.fits.items()
+            if kind[:2] == (collective, algorithm)
+        ]
         return float(np.exp(np.mean(np.log(alike)))) if alike else law
 
-    def predicts(self, algorithm: str) -> bool:
-        """Whether it is known where the bytes of this algorithm pass."""
-        return not self.wires or algorithm in self.wires
+    def covers(self, collective: str) -> bool:
+        """Whether predictions for this collective rest on more than those for others."""
+        return not self.fits or any(kind[0] == collective for kind in self.fits)
+
+    def predicts(self, collective: str, algorithm: str, codec: str) -> bool:
+        """Whether all is known that this way's time depends on."""
+        if codec not in self.codecs or (self.wires and algorithm not in self.wires):
+            return False
+        return not self.fits or any(kind[:2] == (collective, algorithm) for kind in self.fits)
 
     def with_measured(
         self, times: Mapping[tuple[str, str, str], Mapping[int, float]], codecs: Mapping[str, CodecCost]
@@ -320,7 +338,12 @@ def stored_model() -> CostModel | None:
     path = os.environ.get(CALIBRATION)
     if not path:
         return None
+    return load_model(path, CALIBRATION)
+
+
+def load_model(path: str | Path, name: str) -> CostModel:
+    """The model in a file of `collcomp calibrate`; `ValueError` names the argument `name`."""
     try:
         return CostModel.from_dict(json.loads(Path(path).read_text())["calibration"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{CALIBRATION}: {path!r} is no file that 'collcomp calibrate' wrote ({error})") from None
+        raise ValueError(f"{name}: {str(path)!r} is no file that 'collcomp calibrate' wrote ({error})") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,8 @@ _MARGIN = 1.03
 # Between sizes that are looked at for the smallest one that is worth anything.
 _STEP = 2**0.25
 _SMALLEST, _LARGEST = 8, 1 << 30
+#: Frames are shortest, for their messages, where elements are longest, and the other way round.
+_DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64)))
 
 
 def is_auto(codec: object) -> bool:
@@ -31,6 +34,7 @@ def is_auto(codec: object) -> bool:
     return isinstance(codec, str) and re.match(r"auto\b", codec.strip()) is not None
 
 
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One way of doing a collective, and its predicted time.
 
@@ -40,11 +44,8 @@ class Choice:
     seconds : float
     """
 
-    __slots__ = ("plan", "seconds")
-
-    def __init__(self, plan: Plan, seconds: float) -> None:
-        self.plan = plan
-        self.seconds = seconds
+    plan: Plan
+    seconds: float
 
     @property
     def codec(self) -> str:
@@ -63,6 +64,8 @@ class Auto:
         What may be used; `Identity` is always among them, because an algorithm may be worth changing by itself.
     model : CostModel, optional
         What is known of this communicator; `collcomp.calibration.calibrate` measures it.
+    bounded : bool
+        No lossy codec by an algorithm that rounds more than twice: a ring rounds at every hop.
 
     Attributes
     ----------
@@ -75,14 +78,18 @@ class Auto:
         If a codec remembers more than a residual: how long its calls take cannot be measured beforehand.
     """
 
-    def __init__(self, codecs: Sequence[str | Codec] = (), model: CostModel | None = None) -> None:
+    def __init__(
+        self, codecs: Sequence[str | Codec] = (), model: CostModel | None = None, *, bounded: bool = False
+    ) -> None:
         chosen = [as_codec(codec) for codec in codecs]
         for codec in chosen:
             if codec.stateful:
                 raise ValueError(f"codecs: {codec.spec!r} remembers what it sent; name it in the calls that it is for")
         self.codecs: tuple[Codec, ...] = tuple(dict.fromkeys([Identity(), *chosen]))
         self.model = model
-        self._plan = lru_cache(4096)(self._cheapest)
+        self.bounded = bounded
+        self._below: dict[str, int] = {}
+        self._plan = lru_cache(4096)(self._planned)
 
     @classmethod
     def from_spec(cls, spec: str) -> Auto:
@@ -91,8 +98,9 @@ class Auto:
         Parameters
         ----------
         spec : str
-            ``"auto"``: lossless only. ``"auto:error=0.01"``: any codec whose error is at most so many times the largest
-            magnitude of an element's block. ``"auto:int8|topk:ratio=0.01"``: these codecs.
+            ``"auto"``: lossless only. ``"auto:error=0.01"``: any codec whose error, each time that it encodes, is at
+            most so many times the largest magnitude of an element's block (an allreduce encodes twice at most).
+            ``"auto:int8|topk:ratio=0.01"``: these codecs.
 
         Raises
         ------
@@ -104,36 +112,42 @@ class Auto:
         >>> [codec.spec for codec in Auto.from_spec("auto:error=0.01").codecs]
         ['identity', 'bf16', 'int8']
         """
-        name, colon, rest = spec.strip().partition(":")
-        if name != "auto" or (colon and not rest):
+        name, colon, rest = spec.partition(":")
+        if name.strip() != "auto" or (colon and not rest):
             raise ValueError(f"codec: {spec!r} is no 'auto', 'auto:error=0.01' or 'auto:int8|int4'")
         if not rest:
             return cls(_LOSSLESS)
         key, equals, value = rest.partition("=")
         if key.strip() == "error" and equals:
-            return cls(_within(value, spec))
+            return cls(_within(value, spec), bounded=True)
         return cls([part.strip() for part in rest.split("|")])
 
     def plan(self, call: Call) -> Plan:
         """The plan of `call`."""
         return self._plan(call)
 
+    def for_ranks(self, size: int) -> Auto:
+        """The same policy for another communicator, with what is known if that is of `size` ranks."""
+        model = self.model if self.model is not None and self.model.size == size else None
+        return Auto(self.codecs, model, bounded=self.bounded)
+
     def knows(self, collective: str) -> bool:
-        """Whether there are predictions for this collective with every codec."""
+        """Whether every way of doing this collective was measured."""
         model = self.model
         return model is not None and all(
             (collective, algorithm, codec) in model.fits
-            for algorithm, codec in [(NATIVE, NATIVE_CODEC), *self.ways(collective, model.groups)]
+            for algorithm, codec in [(NATIVE, NATIVE_CODEC), *self.ways(collective, model)]
         )
 
     def learn(self, model: CostModel) -> None:
         """Go by `model` from now on, on all ranks from the same call on."""
         self.model = model
+        self._below.clear()
         self._plan.cache_clear()
 
-    def ways(self, collective: str, groups: int = 1) -> list[tuple[str, str]]:
-        """Algorithms and codec specs to choose from, besides the native call."""
-        return [(plan.algorithm, plan.codec.spec) for plan in self._plans(collective, groups)]
+    def ways(self, collective: str, model: CostModel) -> list[tuple[str, str]]:
+        """Algorithms and codec specs to choose from on the ranks of `model`, besides the native call."""
+        return [(plan.algorithm, plan.codec.spec) for plan in self._plans(collective, model)]
 
     def choices(self, call: Call) -> list[Choice]:
         """All ways of doing `call`, the one with the shortest predicted time first; none without a model."""
@@ -143,8 +157,10 @@ class Auto:
         itemsize = call.dtype.itemsize
         plans = [
             plan
-            for plan in self._plans(call.collective, model.groups)
-            if model.predicts(plan.algorithm) and unsuited(call, plan.codec) is None and _useful(plan.codec, call.dtype)
+            for plan in self._plans(call.collective, model)
+            if model.predicts(call.collective, plan.algorithm, plan.codec.spec)
+            and unsuited(call, plan.codec) is None
+            and _useful(plan.codec, call.dtype)
         ]
         choices = [
             Choice(plan, model.seconds(call.collective, plan.algorithm, plan.codec.spec, call.nbytes, itemsize))
@@ -155,35 +171,53 @@ class Auto:
         return sorted(choices, key=lambda choice: choice.seconds)
 
     def native_below(self, collective: str) -> int:
-        """Messages of fewer bytes are native, whatever their dtype."""
-        if self.model is None:
+        """Messages of fewer bytes are native, whatever their dtype and operation."""
+        if collective not in self._below:
+            self._below[collective] = self._native_below(collective)
+        return self._below[collective]
+
+    def _native_below(self, collective: str) -> int:
+        model = self.model
+        if model is None or not model.covers(collective):
             return 0
-        nbytes = _SMALLEST
-        while nbytes < _LARGEST:
-            for dtype in (np.float16, np.float32, np.float64):
-                call = Call(collective, nbytes, np.dtype(dtype), "sum", self.model.size, key="any")
+        sizes = {int(_SMALLEST * _STEP**k) for k in range(int(math.log(_LARGEST / _SMALLEST, _STEP)) + 1)}
+        sizes |= {nbytes for kind, fit in model.fits.items() if kind[0] == collective for nbytes in fit.nbytes}
+        below = 0
+        for nbytes in sorted(sizes):
+            for dtype in _DTYPES:
+                call = Call(collective, nbytes, dtype, "sum", model.size, key="any")
                 if self._cheapest(call).algorithm != NATIVE:
-                    return int(nbytes / _STEP)
-            nbytes = max(nbytes + 8, int(nbytes * _STEP) // 8 * 8)
+                    return below
+            below = nbytes + 1
         return _LARGEST
 
-    def _plans(self, collective: str, groups: int) -> list[Plan]:
+    def _plans(self, collective: str, model: CostModel) -> list[Plan]:
         call = Call(collective, 0, np.dtype(np.float32), None, 1)
         plans = []
         for codec in self.codecs:
             plans.append(plan_for(call, codec))
-            if groups > 1 and not codec.sparse and not codec.summable:
-                plans += [Plan(name, codec) for name in (RING, HIERARCHICAL) if collective in ALGORITHMS[name]]
+            if codec.sparse or codec.summable or collective not in ALGORITHMS[RING]:
+                continue
+            if (model.groups > 1 or RING in model.wires) and (codec.lossless or not self.bounded):
+                plans.append(Plan(RING, codec))
+            if model.groups > 1:
+                plans.append(Plan(HIERARCHICAL, codec))
         return plans
 
-    def _cheapest(self, call: Call) -> Plan:
+    def _planned(self, call: Call) -> Plan:
         if call.size == 1:
             return _native("auto: one rank sends nothing")
         if not call.uniform:
             return _native("ranks do not know each other's sizes; name a codec in the call")
+        if self.model is None or not self.model.covers(call.collective):
+            return _native(f"auto: what {call.collective} costs here was not measured yet")
+        below = self.native_below(call.collective)
+        if call.nbytes < below:
+            return _native(f"auto: fewer than {below} bytes")  # as faces say that do not ask for a plan
+        return self._cheapest(call)
+
+    def _cheapest(self, call: Call) -> Plan:
         choices = self.choices(call)
-        if not choices:
-            return _native("auto: nothing is known of this communicator; collcomp.calibration.calibrate measures it")
         native = next(choice for choice in choices if choice.plan.algorithm == NATIVE)
         best = choices[0]
         if best.seconds * _MARGIN > native.seconds:

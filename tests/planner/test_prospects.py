@@ -48,7 +48,7 @@ def test_some_devices_only():
 
 def test_where_some_cannot_reach_others_direct_is_left_out():
     outlook = prospects(dgx_a100(2), codecs=COSTS)
-    assert not outlook.model.predicts("direct")
+    assert not outlook.model.predicts("allreduce", "direct", "int8")
     policy = Auto(["int8"], outlook.model)
     algorithms = {choice.plan.algorithm for choice in policy.choices(Call("allreduce", MiB, F32, "sum", 16))}
     assert algorithms == {"native", "ring", "hierarchical"}
