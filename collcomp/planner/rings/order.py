@@ -223,5 +223,6 @@ class PairLoads:
                 best, least = order, slowness
             if least <= bound * (1 + _CLOSE):
                 break
-            weights += 2.0 * loads / loads.max() / np.sqrt(1 + round_number / 4)
+            if loads.any():  # no edge of it may have a way
+                weights += 2.0 * loads / loads.max() / np.sqrt(1 + round_number / 4)
         return best

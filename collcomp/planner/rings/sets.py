@@ -17,7 +17,7 @@ import numpy as np
 
 from collcomp.planner.rings import tours
 from collcomp.planner.rings.bounds import cut_bound, scarce_cuts
-from collcomp.planner.rings.order import PairLoads, edges_of, ranks_by_device
+from collcomp.planner.rings.order import PairLoads, RingPlan, edges_of, ranks_by_device, ring_order
 from collcomp.planner.rings.start import Clusters, first_ring
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
@@ -64,8 +64,10 @@ class RingSet:
         return self.seconds_per_byte / self.bound - 1 if self.seconds_per_byte else 0.0
 
 
-def ring_set(topology: Topology, devices: Sequence[str] | None = None, *, most: int = 64) -> RingSet:
-    """Rings and their shares of the bytes.
+def ring_set(
+    topology: Topology, devices: Sequence[str] | None = None, *, most: int = 64, one: RingPlan | None = None
+) -> RingSet:
+    """Rings and their shares of the bytes: never slower together than the best one alone.
 
     Trees can be faster than any rings where many devices share a cut: all that goes round a ring crosses every cut,
     where an all-gather needs only what one side has (`collcomp.planner.forests.optimum`).
@@ -77,6 +79,8 @@ def ring_set(topology: Topology, devices: Sequence[str] | None = None, *, most: 
         Where each rank runs, all devices in their order by default.
     most : int, default 64
         Rings, the best of those found.
+    one : RingPlan, optional
+        What `ring_order` gave for the same devices, where it is known.
 
     Raises
     ------
@@ -89,8 +93,10 @@ def ring_set(topology: Topology, devices: Sequence[str] | None = None, *, most: 
     names = list(ranks)
     if len(names) == 1:
         return RingSet((tuple(ranks[names[0]]),), (1.0,), 0.0, 0.0)
+    device_of = {rank: name for name, members in ranks.items() for rank in members}
+    one = one or ring_order(topology, devices)
     search = _Search(topology, names)
-    search.run(most)
+    search.run(list(dict.fromkeys(device_of[rank] for rank in one.order)), most)
     rings, shares, slowness = search.chosen(most)
     orders = tuple(tuple(rank for name in ring for rank in ranks[name]) for ring in rings)
     return RingSet(orders, shares, slowness, float(min(search.bound, slowness)))
@@ -110,9 +116,9 @@ class _Search:
         self.rings: list[list[str]] = []
         self.loads: list[np.ndarray] = []
 
-    def run(self, most: int) -> None:
-        """Look for rings until they are as good as the bound, or no prices bring a new one."""
-        self._spread(most)
+    def run(self, one: list[str], most: int) -> None:
+        """Look for rings beside `one` until they are as good as the bound, or no prices bring a new one."""
+        self._spread(one, most)
         slowness, duals = self.slowness, self.duals
         anchor, highest, smoothing = duals, 0.0, 0.0
         for _ in range(_ROUNDS):
@@ -133,19 +139,19 @@ class _Search:
             else:
                 return  # no ring is cheaper than those that share the bytes
 
-    def _spread(self, most: int) -> None:
+    def _spread(self, ring: list[str], most: int) -> None:
         """Rings each of which keeps off the links that those before it use: few, where the cluster is regular."""
         used = np.full(len(self.routes.links), 1e-9)
-        for _ in range(most):
-            prices = used**4
-            ring = self._cheapest(prices / prices.sum(), _KICKS)
+        while True:
             loads = self._loads(ring)
             if not np.isfinite(loads).all():
-                raise ValueError(f"topology: no ring was found through all devices of {self.routes.topology.name!r}")
+                return
             used += loads / loads.max()
             self.slowness, self.duals = self._add(ring, loads)
-            if self.slowness <= self.bound * (1 + _CLOSE):
+            if self.slowness <= self.bound * (1 + _CLOSE) or len(self.rings) == most:
                 return
+            prices = used**4
+            ring = self._cheapest(prices / prices.sum(), _KICKS)
 
     def _add(self, ring: list[str], loads: np.ndarray) -> tuple[float, np.ndarray]:
         self.rings.append(ring)
@@ -156,7 +162,7 @@ class _Search:
         """The rings with the greatest shares, the shares anew, and the seconds per byte."""
         keep = self._fewer(range(len(self.rings)), most)
         first = self._fewer(range(min(most, len(self.rings))), most)  # those that keep off each other
-        keep = min(first, keep, key=lambda some: _shares([self.loads[i] for i in some])[1])
+        keep = min([0], first, keep, key=lambda some: _shares([self.loads[i] for i in some])[1])
         shares, slowness, _ = _shares([self.loads[i] for i in keep])
         return [self.rings[i] for i in keep], tuple((shares / shares.sum()).tolist()), slowness
 

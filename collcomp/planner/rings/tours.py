@@ -31,8 +31,8 @@ def improved(order: np.ndarray, cost: np.ndarray) -> np.ndarray:
         From node to node; it may differ in both directions. Finite.
     """
     n = len(order)
-    if n < 4:
-        return order
+    if n < 4:  # there is one other tour at most
+        return min(order, order[::-1], key=lambda tour: tour_cost(tour, cost))
     threshold = -_TINY * max(abs(tour_cost(order, cost)), 1e-300)
     for _ in range(20 * n):
         c = cost[np.ix_(order, order)]

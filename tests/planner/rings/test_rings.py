@@ -30,8 +30,11 @@ def seconds_of(topology, names):
     return max(load / topology.links[link].bandwidth for link, load in loads.items())
 
 
-def random_network(seed, devices=6, switches=4):
-    """Devices at switches that are joined at random, with links of all speeds, not the same in both directions."""
+def random_network(seed, devices=6, switches=4, one_way=0):
+    """Devices at switches that are joined at random, with links of all speeds, not the same in both directions.
+
+    Links between some more switches lead one way only.
+    """
     rng = random.Random(seed)
     nodes = [Node(f"d{i}", DEVICE, f"h{i // 2}") for i in range(devices)]
     nodes += [Node(f"s{i}", SWITCH) for i in range(switches)]
@@ -39,6 +42,11 @@ def random_network(seed, devices=6, switches=4):
     ends |= {(f"s{i}", f"s{rng.randrange(i)}") for i in range(1, switches)}
     ends |= {(f"s{a}", f"s{b}") for a, b in [rng.sample(range(switches), 2)] if (f"s{b}", f"s{a}") not in ends}
     links = [Link(*way, rng.choice([1.0, 2.0, 5.0])) for a, b in sorted(ends) for way in ((a, b), (b, a))]
+    known = {(link.source, link.dest) for link in links}
+    free = [(f"s{a}", f"s{b}") for a in range(switches) for b in range(switches) if a != b]
+    links += [
+        Link(*way, rng.choice([1.0, 2.0, 5.0])) for way in rng.sample([w for w in free if w not in known], one_way)
+    ]
     return Topology(f"random-{seed}", nodes, links)
 
 
@@ -136,8 +144,34 @@ def test_predicted_time_counts_steps_and_bytes():
 
 
 @pytest.mark.parametrize("topology", [families.torus([4, 4], 1.0), families.torus([3, 5], 1.0)], ids=lambda x: x.name)
-def test_the_stated_gap_holds_where_no_optimum_is_known(topology):
+def test_a_single_ring_of_a_torus_goes_from_neighbour_to_neighbour(topology):
     plan = ring_order(topology)
-    assert plan.bound <= plan.seconds_per_byte
+    assert 1 / 4 <= plan.bound <= plan.seconds_per_byte  # each device has four cables
+    assert plan.seconds_per_byte == pytest.approx(seconds_of(topology, [topology.devices[i] for i in plan.order]))
+    assert plan.seconds_per_byte == pytest.approx(1)
     assert plan.gap == pytest.approx(plan.seconds_per_byte / plan.bound - 1)
-    assert ring_set(topology).busbw >= plan.busbw * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 3, 1), (4, 2, 0, 3, 1)])
+@pytest.mark.filterwarnings("error")
+def test_links_of_one_direction_give_the_only_ring(order):
+    size = len(order)
+    links = [Link(f"h{a}", f"h{b}", 1.0 + a) for a, b in pairwise([*order, order[0]])]
+    topology = Topology("round", [Node(f"h{i}", DEVICE) for i in range(size)], links)
+    plan = ring_order(topology)
+    start = plan.order.index(order[0])
+    assert plan.order[start:] + plan.order[:start] == order
+    assert plan.busbw == 1.0
+    rings = ring_set(topology)
+    assert (rings.orders, rings.busbw) == ((plan.order,), pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_several_rings_are_never_slower_than_one(seed):
+    topology = random_network(seed, one_way=2)
+    plan = ring_order(topology)
+    for most in (1, 2, 64):
+        rings = ring_set(topology, most=most)
+        assert rings.seconds_per_byte <= plan.seconds_per_byte * (1 + 1e-9)
+        assert rings.bound <= rings.seconds_per_byte
+        assert len(rings.orders) <= most

@@ -45,6 +45,12 @@ def test_small_tours_with_kicks_are_almost_always_the_shortest():
     assert found >= 18
 
 
+def test_three_nodes_have_two_tours():
+    cost = np.array([[0, 9, 1], [1, 0, 9], [9, 1, 0]])
+    assert tours.tour_cost(tours.improved(np.arange(3), cost), cost) == 3
+    assert tours.tour_cost(tours.improved(np.array([0, 2, 1]), cost), cost) == 3
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 def test_paths_begin_and_end_where_they_have_to(n):
     rng = np.random.default_rng(n)
