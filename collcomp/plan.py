@@ -71,10 +71,7 @@ def run(options: argparse.Namespace) -> int:
     check_file(options.plot, "--plot")
     sizes = [parse_nbytes(text, "--size") for text in options.size.split(",")]
     policy = Auto.from_spec(options.codec)
-    try:
-        topology = read_topology(options.topology)
-    except OSError as error:
-        raise ValueError(f"TOPOLOGY: {options.topology!r} cannot be read ({error.strerror})") from None
+    topology = read_topology(options.topology)
     devices = _devices(topology, options.ranks, options.interleaved)
     outlook = prospects(topology, devices, _codec_costs(policy, options.calibration))
     policy.learn(outlook.model)

@@ -90,7 +90,7 @@ def test_ranks_are_interleaved_by_what_hangs_on_the_same_switches(tmp_path, caps
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nothing", (), "TOPOLOGY: .*nothing.yaml' cannot be read"),
+        ("nothing", (), "nothing.yaml: it cannot be read"),
         ("torus", ("--layout", "missing/layout.json"), "--layout: 'missing/layout.json'"),
         ("torus", ("--hosts", "missing/hosts"), "--hosts: 'missing/hosts"),
         ("torus", ("--plot", "/"), "--plot: '/' is a directory"),

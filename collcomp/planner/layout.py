@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,16 @@ class Layout:
     Raises
     ------
     ValueError
-        If `order` or `groups` do not name every rank once.
+        If `order` or `groups` do not name every rank once, by a whole number.
     """
 
     order: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        for name, named in (("order", self.order), ("groups", chain(*self.groups))):
+            if any(isinstance(rank, bool) or not isinstance(rank, Integral) for rank in named):
+                raise ValueError(f"{name}: {getattr(self, name)} has what is no whole number")
         ranks = list(range(len(self.order)))
         if sorted(self.order) != ranks:
             raise ValueError(f"order: {self.order} does not name each of {len(ranks)} ranks once")
@@ -76,7 +81,7 @@ class Layout:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except OSError as error:
             raise ValueError(f"layout: {path} cannot be read ({error.strerror})") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"layout: {path} is no file that Layout.save wrote ({error})") from None
 
 

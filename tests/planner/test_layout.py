@@ -18,7 +18,15 @@ def layouts(draw):
 
 @pytest.mark.parametrize(
     ("order", "groups", "name"),
-    [((0, 2), (), "order"), ((0, 0, 1), (), "order"), ((1, 0), ((0,),), "groups"), ((1, 0), ((0, 1), (1,)), "groups")],
+    [
+        ((0, 2), (), "order"),
+        ((0, 0, 1), (), "order"),
+        ((1, 0), ((0,),), "groups"),
+        ((1, 0), ((0, 1), (1,)), "groups"),
+        ((0.0, 1.0), (), "order"),
+        ((0, True), (), "order"),
+        ((1, 0), ((0.0,), (1,)), "groups"),
+    ],
 )
 def test_every_rank_is_named_once(order, groups, name):
     with pytest.raises(ValueError, match=name):
@@ -39,6 +47,13 @@ def test_some_ranks_keep_their_order_and_their_groups(layout, data):
     assert [members[rank] for rank in part.order] == [rank for rank in layout.order if rank in members]
     kept = [[rank for rank in group if rank in members] for group in layout.groups]
     assert [[members[rank] for rank in group] for group in part.groups] == [group for group in kept if group]
+
+
+@pytest.mark.parametrize("text", ["", '{"order": [0.0, 1.0]}', "[" * 100_000])
+def test_files_that_are_no_layout(tmp_path, text):
+    (tmp_path / "layout").write_text(text)
+    with pytest.raises(ValueError, match=r"is no file that Layout\.save wrote"):
+        Layout.load(tmp_path / "layout")
 
 
 def test_all_ranks_in_another_order():

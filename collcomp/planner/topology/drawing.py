@@ -8,8 +8,8 @@ from collcomp.planner.topology import Link, Node, Topology
 
 __all__ = ["Drawing"]
 
-#: More links are a slip of the pen, or meant to fill the memory.
-_MOST_LINKS = 1 << 21
+#: More are a slip of the pen, or meant to fill the memory.
+_MOST_NODES, _MOST_LINKS = 1 << 20, 1 << 21
 
 
 class Drawing:
@@ -28,8 +28,10 @@ class Drawing:
         Raises
         ------
         ValueError
-            If there is one of that name.
+            If there is one of that name, or there are too many.
         """
+        if len(self._nodes) >= _MOST_NODES:
+            raise ValueError(f"nodes: there are more than {_MOST_NODES}")
         if name in self._nodes:
             raise ValueError(f"nodes: {name!r} stands twice")
         self._nodes[name] = Node(name, kind, host, plane)

@@ -7,6 +7,7 @@ the same bandwidth, in bytes per second. Devices stand in the order of hosts, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from types import MappingProxyType
@@ -26,6 +27,9 @@ __all__ = [
     "torus",
     "two_tier",
 ]
+
+#: More of anything are a slip of the pen, or meant to fill the memory.
+_MOST = 1 << 20
 
 
 def leaf_spine(
@@ -240,6 +244,7 @@ def dragonfly(
     """
     _check_counts(routers=routers, hosts_per_router=hosts_per_router, global_links=global_links)
     groups = routers * global_links + 1
+    _check_counts(groups=groups)
     drawing = Drawing()
     for group, router, i in product(range(groups), range(routers), range(hosts_per_router)):
         name = f"host{(group * routers + router) * hosts_per_router + i}"
@@ -276,6 +281,7 @@ def torus(dims: Sequence[int], bandwidth: float, *, latency: float = 0.0) -> Top
         raise ValueError("dims: a torus has one dimension at least")
     for length in dims:
         _check_counts(dims=length)
+    _check_counts(dims=math.prod(dims))
     drawing = Drawing()
 
     def label(place: Sequence[int]) -> str:
@@ -411,6 +417,8 @@ def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name}: {count!r} is no number of 1 or more")
+        if count > _MOST:
+            raise ValueError(f"{name}: there are more than {_MOST}")
 
 
 #: The functions above, by the names that topology files call them.

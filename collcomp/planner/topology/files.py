@@ -67,9 +67,8 @@ def read_topology(path: str | Path) -> Topology:
     Raises
     ------
     ValueError
-        If it is none of them, or something in it cannot be; the message names the file, the element and the value.
-    OSError
-        If it cannot be read.
+        If it cannot be read or is none of them, or something in it cannot be; the message names the file, the element
+        and the value.
     """
     path = Path(path)
     with _names_file(path):
@@ -82,6 +81,10 @@ def _names_file(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read ({error.strerror})") from None
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: a number in it is too large, or it is nested too deep ({error})") from None
 
 
 def _text_of(path: Path) -> str:
@@ -220,8 +223,8 @@ def _add_links(drawing: Drawing, link: Mapping[str, Any]) -> None:
     bandwidth = parse_bandwidth(link.get("bandwidth"), f"links: bandwidth of {ends}")
     latency = parse_latency(link.get("latency", 0.0), f"links: latency of {ends}")
     sources, dests = (expand(end, f"links: ends of {ends}") for end in ends)
-    put = drawing.link if link.get("one_way", False) else drawing.cable
-    if link.get("pairwise", False):
+    put = drawing.link if _flag(link, "one_way") else drawing.cable
+    if _flag(link, "pairwise"):
         if len(sources) != len(dests):
             raise ValueError(f"links: ends {ends} cannot be pairs, with {len(sources)} and {len(dests)} names")
         pairs: Iterable[tuple[str, str]] = zip(sources, dests, strict=True)
@@ -241,6 +244,13 @@ def _mappings(data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 def _check_keys(where: str, data: Mapping[str, Any], known: set[str]) -> None:
     if unknown := [key for key in data if key not in known]:
         raise ValueError(f"{where}: {unknown[0]!r} is none of {', '.join(sorted(known))}")
+
+
+def _flag(data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"links: {key} {value!r} is neither true nor false")
+    return value
 
 
 def _text(data: Mapping[str, Any], where: str, key: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ PORT = "port"
 SWITCH = "switch"
 
 _KINDS = (DEVICE, PORT, SWITCH)
+#: Bytes per second beyond which sums over links, or what they are divided by, would overflow.
+_SLOWEST, _FASTEST = 1e-100, 1e100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,24 @@ class Node:
         The machine that it is in, None for switches of the network.
     plane : int or None
         Which of several separate networks it belongs to, None where there is one.
+
+    Raises
+    ------
+    ValueError
+        If one is of another type.
     """
 
     name: str
     kind: str
     host: str | None = None
     plane: int | None = None
+
+    def __post_init__(self) -> None:
+        texts = [self.name, self.kind, *([] if self.host is None else [self.host])]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"nodes: name, kind or host is no text in {self}")
+        if self.plane is not None and (isinstance(self.plane, bool) or not isinstance(self.plane, int)):
+            raise ValueError(f"nodes: plane {self.plane!r} of {self.name!r} is no whole number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +69,37 @@ class Link:
     ----------
     source, dest : str
     bandwidth : float
-        Bytes per second.
+        Bytes per second; other numbers become floats.
     latency : float
         Seconds.
+
+    Raises
+    ------
+    ValueError
+        If one is of another type.
     """
 
     source: str
     dest: str
     bandwidth: float
     latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not isinstance(self.dest, str):
+            raise ValueError(f"links: {self.source!r} -> {self.dest!r} are not two names")
+        for field in ("bandwidth", "latency"):
+            value = getattr(self, field)
+            if type(value) is not float:
+                object.__setattr__(self, field, _as_float(value, f"links: {field} of {self.source} -> {self.dest}"))
+
+
+def _as_float(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is no number: {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large") from None
 
 
 class Topology:
@@ -82,6 +119,8 @@ class Topology:
     """
 
     def __init__(self, name: str, nodes: Iterable[Node], links: Iterable[Link]) -> None:
+        if not isinstance(name, str):
+            raise ValueError(f"name: {name!r} is no text")
         self.name = name
         self.nodes: dict[str, Node] = {}
         self.links: dict[tuple[str, str], Link] = {}
@@ -98,7 +137,7 @@ class Topology:
                     raise ValueError(f"links: {end!r} of the link {link.source} -> {link.dest} is no node")
             if link.source == link.dest or ends in self.links:
                 raise ValueError(f"links: {link.source} -> {link.dest} stands twice, or leads nowhere")
-            if not 0 < link.bandwidth < math.inf or not 0 <= link.latency < math.inf:
+            if not _SLOWEST <= link.bandwidth <= _FASTEST or not 0 <= link.latency < math.inf:
                 raise ValueError(f"links: {link.source} -> {link.dest} has no bandwidth or latency that can be: {link}")
             self.links[ends] = link
 

@@ -21,12 +21,35 @@ A, B, S = Node("a", DEVICE, "h"), Node("b", DEVICE), Node("s", SWITCH)
         ([A, B], [Link("a", "b", 1.0), Link("a", "b", 2.0)], "a -> b stands twice"),
         ([A, B], [Link("a", "b", 0.0)], "bandwidth"),
         ([A, B], [Link("a", "b", math.nan)], "bandwidth"),
+        ([A, B], [Link("a", "b", 1e308)], "bandwidth"),
         ([A, B], [Link("a", "b", 1.0, -1e-6)], "latency"),
     ],
 )
 def test_what_cannot_be_is_refused(nodes, links, message):
     with pytest.raises(ValueError, match=message):
         Topology("t", nodes, links)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Node(1, "device"), "no text"),
+        (lambda: Node("a", "device", 1), "no text"),
+        (lambda: Node("a", "device", plane=1.5), "plane 1.5 of 'a'"),
+        (lambda: Link(1, "b", 1.0), "1 -> 'b'"),
+        (lambda: Link("a", "b", "1 GB/s"), "bandwidth of a -> b is no number: '1 GB/s'"),
+        (lambda: Link("a", "b", 10**400), "bandwidth of a -> b is too large"),
+        (lambda: Link("a", "b", 1.0, True), "latency of a -> b is no number"),
+        (lambda: Topology(3, [], []), "name: 3"),
+    ],
+)
+def test_what_has_another_type_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bandwidths_become_floats():
+    assert type(Link("a", "b", 3).bandwidth) is float
 
 
 def test_hosts_and_kinds_keep_the_order_of_nodes():

@@ -123,6 +123,33 @@ def test_copies_of_a_host_that_a_tool_described(tmp_path):
         ("family: star\nhosts: many\nbandwidth: 1 GB/s", "hosts: 'many'"),
         ("family: torus\ndims: 4\nbandwidth: 1 GB/s", "torus: "),
         ("family: copies\nhost: 3\nhosts: 2", "host: 3"),
+        (f"family: star\nhosts: 2\nbandwidth: {'9' * 400}", "bandwidth: 9+ is no bandwidth"),
+        ('{"name": "t", "nodes": [{"name": 1, "kind": "device"}], "links": []}', "nodes: name"),
+        (
+            '{"name": "t", "nodes": [{"name": "a", "kind": "device"}, {"name": "b", "kind": "device"}], "links": '
+            f'[{{"source": "a", "dest": "b", "bandwidth": {"9" * 400}}}]}}',
+            "bandwidth of a -> b is too large",
+        ),
+        (
+            "<system><cpu>"
+            + "".join(f'<pci busid="{i}">' for i in range(20_000))
+            + "</pci>" * 20_000
+            + "</cpu></system>",
+            "too deep",
+        ),
+        (
+            "<topology>"
+            + '<object type="Package" gp_index="1"/>'
+            + "<object>" * 20_000
+            + "</object>" * 20_000
+            + "</topology>",
+            "too deep",
+        ),
+        (
+            "nodes: [{name: a, kind: device}]\nlinks: [{ends: [a, a], bandwidth: 1, one_way: 'false'}]",
+            "one_way 'false'",
+        ),
+        ("nodes: [{name: a, kind: device}]\nlinks: [{ends: [a, a], bandwidth: 1, pairwise: 1}]", "pairwise 1"),
         ("nodes: 3\nlinks: []", "nodes: it is no list"),
         ("nodes: []", "links: it is no list"),
         ("nodes: []\nlinks: []\nedges: []", "'edges' is none of"),
@@ -157,5 +184,31 @@ def test_bytes_that_are_no_text(tmp_path):
 def test_a_short_file_cannot_fill_the_memory(monkeypatch):
     monkeypatch.setattr("collcomp.planner.topology.drawing._MOST_LINKS", 100)
     assert len(parse_topology("family: star\nhosts: 50\nbandwidth: 1 GB/s", "t").links) == 100
-    with pytest.raises(ValueError, match="more than 100"):
-        parse_topology("family: star\nhosts: 99999999\nbandwidth: 1 GB/s", "t")
+    with pytest.raises(ValueError, match="links: there are more than 100"):
+        parse_topology("family: star\nhosts: 51\nbandwidth: 1 GB/s", "t")
+    monkeypatch.setattr("collcomp.planner.topology.drawing._MOST_NODES", 10)
+    with pytest.raises(ValueError, match="nodes: there are more than 10"):
+        parse_topology("nodes: [{name: 'a[0-10]', kind: device}]\nlinks: []", "t")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("family: star\nhosts: 1000000000\nbandwidth: 1 GB/s", "hosts: there are more"),
+        ("family: two_tier\nhosts: 2\nleaves: 2\nspines: 1000000000\nhost_bandwidth: 1\nuplink_bandwidth: 1", "spines"),
+        ("family: torus\ndims: [2, 1000000000]\nbandwidth: 1", "dims"),
+        ("family: torus\ndims: [10000, 10000]\nbandwidth: 1", "dims"),
+        ("family: fat_tree\nk: 1000000000\nbandwidth: 1", "k: there are more"),
+        ("family: dragonfly\nrouters: 99999\nhosts_per_router: 1\nglobal_links: 99999\nbandwidth: 1", "groups"),
+        (f"family: star\nhosts: {'9' * 400}\nbandwidth: 1 GB/s", "hosts: there are more"),
+    ],
+)
+def test_a_short_family_cannot_fill_the_memory(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_topology(text, "t")
+
+
+def test_a_missing_host_is_the_file_that_is_named(tmp_path):
+    (tmp_path / "all.yaml").write_text("family: copies\nhost: gone.xml\nhosts: 3\n")
+    with pytest.raises(ValueError, match=r"gone\.xml: it cannot be read \(No such file"):
+        read_topology(tmp_path / "all.yaml")
