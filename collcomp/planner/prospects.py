@@ -9,15 +9,18 @@ from itertools import permutations
 from collcomp.planner.cost import CodecCost, CostModel, Network, Wire
 from collcomp.planner.layout import Layout
 from collcomp.planner.rings.order import RingPlan, ring_order
-from collcomp.planner.schedules.algorithms import direct_schedule
+from collcomp.planner.schedules.algorithms import direct_schedule, hierarchical_schedule
 from collcomp.planner.schedules.hierarchy import HierarchyPlan, hierarchies
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
 
 __all__ = ["Prospects", "prospects"]
 
-#: With more ranks than these the traffic of all with all is not followed: `direct` is left out.
-_MOST_DIRECT = 128
+#: With more ranks than these the traffic of each with each is not followed: `direct` is left out, and `hierarchical`
+#: is as fast as its scarcest links.
+_MOST_FOLLOWED = 128
+#: Ways to sum that are so little apart are equally fast.
+_CLOSE = 1e-9
 #: By how much a codec shortens frames where that decides which groups are best.
 _TYPICAL_RATIO = 4.0
 
@@ -37,7 +40,8 @@ class Prospects:
     model : CostModel
         Of allreduces. Native ones are those of a library that knows nothing of the topology: by recursive halving and
         doubling, or by a ring in rank order, whichever is faster for large messages. `direct` is left out where there
-        are very many ranks, or some cannot reach each other.
+        are very many ranks, or some cannot reach each other, and so is `hierarchical` where some that exchange results
+        cannot.
     """
 
     topology: Topology
@@ -79,13 +83,11 @@ def prospects(
     routes = Routes(topology)
     wires = {"ring": _ring(ring)}
     wires["native"] = _native(routes, devices, wires["ring"])
-    if size <= _MOST_DIRECT and all(routes.joins(*pair) for pair in permutations(dict.fromkeys(devices), 2)):
+    if size <= _MOST_FOLLOWED and all(routes.joins(*pair) for pair in permutations(dict.fromkeys(devices), 2)):
         steps = direct_schedule(size).costs(routes, devices)
         wires["direct"] = Wire(sum(step.latency for step in steps), sum(step.seconds_per_byte for step in steps))
-    if tiers is not None:
-        # Results travel inside groups as they came from other groups: as frames.
-        frames = tiers.between + tiers.inside
-        wires["hierarchical"] = Wire(4 * ring.latency, frames, tiers.inside)
+    if tiers is not None and (wire := _hierarchical(routes, devices, tiers, ring.latency)) is not None:
+        wires["hierarchical"] = wire
     groups = len(tiers.groups) if tiers else 1
     network = Network(ring.latency, ring.busbw)
     return Prospects(topology, devices, ring, tiers, CostModel(size, network, codecs or {}, groups=groups, wires=wires))
@@ -96,23 +98,68 @@ def _ring(plan: RingPlan) -> Wire:
     return Wire(2 * (size - 1) * plan.latency, 2 * (size - 1) / size * plan.seconds_per_byte)
 
 
+def _hierarchical(routes: Routes, devices: Sequence[str], tiers: HierarchyPlan, latency: float) -> Wire | None:
+    """None where some that exchange results cannot reach each other."""
+    columns = zip(*tiers.groups, strict=True)
+    if len(devices) > _MOST_FOLLOWED:
+        # Results travel inside groups as they came from other groups: as frames.
+        return Wire(4 * latency, tiers.between + tiers.inside, tiers.inside)
+    if not all(
+        routes.joins(devices[one], devices[other]) for ranks in columns for one, other in permutations(ranks, 2)
+    ):
+        return None
+    schedule = hierarchical_schedule(tiers.groups)
+    frames, raw = 0.0, 0.0
+    costs = schedule.costs(routes, devices)
+    for step, cost in zip(schedule.steps, costs, strict=True):
+        if step[0].encoded:  # so are all others of the step, or none
+            frames += cost.seconds_per_byte
+        else:
+            raw += cost.seconds_per_byte
+    return Wire(sum(cost.latency for cost in costs), frames, raw)
+
+
 def _native(routes: Routes, devices: Sequence[str], planned: Wire) -> Wire:
     """The faster of what libraries do that see ranks only; the planned ring where some ranks cannot reach others."""
-    size = len(devices)
-    if not all(routes.joins(devices[rank], devices[(rank + 1) % size]) for rank in range(size)):
+    ways = [wire for wire in (_round(routes, devices), _halving(routes, devices)) if wire is not None]
+    if not ways:
         return planned
-    round_ring = [(devices[rank], devices[(rank + 1) % size]) for rank in range(size)]
-    ring = 2 * (size - 1) / size * _busiest(routes, round_ring)
-    latency, halving, distance = 0.0, 0.0, 1
+    fastest = min(wire.frame for wire in ways) * (1 + _CLOSE)
+    return min((wire for wire in ways if wire.frame <= fastest), key=lambda wire: wire.latency)
+
+
+def _round(routes: Routes, devices: Sequence[str]) -> Wire | None:
+    """A ring in rank order; None where some cannot reach the next."""
+    size = len(devices)
+    pairs = [(devices[rank], devices[(rank + 1) % size]) for rank in range(size)]
+    if not all(routes.joins(*pair) for pair in pairs):
+        return None
+    slowest = max(routes.latency(*pair) for pair in pairs)
+    return Wire(2 * (size - 1) * slowest, 2 * (size - 1) / size * _busiest(routes, pairs))
+
+
+def _halving(routes: Routes, devices: Sequence[str]) -> Wire | None:
+    """Recursive halving and doubling; None where some cannot reach their partners.
+
+    Source: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005. Where
+    the number of ranks is no power of two, so many of the first ranks as are too many hand their message to the next
+    one, and get the result from it.
+    """
+    size = len(devices)
+    power = 1 << (size.bit_length() - 1)
+    folded = [(devices[2 * i], devices[2 * i + 1]) for i in range(size - power)]
+    taking_part = [to for _, to in folded] + list(devices[2 * (size - power) :])
+    steps = [(1.0, folded), (1.0, [pair[::-1] for pair in folded])] if folded else []
+    distance = 1
     # The message is halved with each step, from the farthest rank to the nearest, and doubled back.
-    while distance < size:
-        pairs = [(devices[rank], devices[rank ^ distance]) for rank in range(size) if rank ^ distance < size]
-        if not all(routes.joins(*pair) for pair in pairs):
-            return Wire(planned.latency, ring)
-        latency += 2 * max(routes.latency(*pair) for pair in pairs)
-        halving += 2 * distance / size * _busiest(routes, pairs)
+    while distance < power:
+        pairs = [(taking_part[rank], taking_part[rank ^ distance]) for rank in range(power)]
+        steps += [(distance / power, pairs)] * 2
         distance *= 2
-    return Wire(latency, min(ring, halving))
+    if not all(routes.joins(*pair) for _, pairs in steps for pair in pairs):
+        return None
+    latency = sum(max(routes.latency(*pair) for pair in pairs) for _, pairs in steps)
+    return Wire(latency, sum(part * _busiest(routes, pairs) for part, pairs in steps))
 
 
 def _busiest(routes: Routes, pairs: Sequence[tuple[str, str]]) -> float:

@@ -6,6 +6,7 @@ from helpers import F32
 
 from collcomp.planner.cost import NATIVE_CODEC, CodecCost
 from collcomp.planner.prospects import prospects
+from collcomp.planner.topology import DEVICE, SWITCH, Link, Node, Topology
 from collcomp.planner.topology.families import dgx_a100, star, two_tier
 from collcomp.policies import Auto, Call
 
@@ -52,6 +53,43 @@ def test_where_some_cannot_reach_others_direct_is_left_out():
     policy = Auto(["int8"], outlook.model)
     algorithms = {choice.plan.algorithm for choice in policy.choices(Call("allreduce", MiB, F32, "sum", 16))}
     assert algorithms == {"native", "ring", "hierarchical"}
+
+
+def test_native_is_one_way_to_sum_and_not_the_best_of_two():
+    tiers = two_tier(8, 2, host_bandwidth=25e6, uplink_bandwidth=25e6, latency=1e-3)
+    native = prospects(tiers, codecs=COSTS).model.wires["native"]
+    # A ring in rank order crosses the uplinks once, and has 14 steps of four links; halving would have 6.
+    assert native.frame == pytest.approx(2 * 7 / 8 / 25e6)
+    assert native.latency == pytest.approx(14 * 4e-3)
+    # On a star both are as fast, and the fewer steps win.
+    assert prospects(star(8, 25e6, latency=1e-3)).model.wires["native"].latency == pytest.approx(6 * 2e-3)
+
+
+def test_ranks_too_many_for_halving_hand_their_message_over():
+    slow = {(0, 4), (4, 0), (2, 3), (3, 2)}  # what a ring of five needs, and halving does not
+    links = [Link(f"h{a}", f"h{b}", 0.01 if (a, b) in slow else 1.0, 1.0) for a in range(5) for b in range(5) if a != b]
+    native = prospects(Topology("mesh", [Node(f"h{i}", DEVICE) for i in range(5)], links)).model.wires["native"]
+    # Rank 0 gives all to rank 1 and gets all back; halves and quarters go between the four others, there and back.
+    assert native.frame == pytest.approx(1 + 2 * (1 / 2 + 1 / 4) + 1)
+    assert native.latency == pytest.approx(6)
+
+
+def test_hierarchical_is_followed_step_by_step():
+    topology = two_tier(4, 2, host_bandwidth=2.0, uplink_bandwidth=1.0, latency=1.0)
+    wire = prospects(topology).model.wires["hierarchical"]
+    assert wire.raw == pytest.approx(0.5 / 2)  # half of the message to the neighbour
+    # Two hosts send a quarter each over the uplink, there and back; the neighbour gets the other's result.
+    assert wire.frame == pytest.approx(2 * 0.5 / 1 + 0.25 / 2)
+    assert wire.latency == pytest.approx(2 + 4 + 4 + 2)
+
+
+def test_where_partners_in_other_groups_are_out_of_reach_hierarchical_is_left_out():
+    # The first of one host is on the network of the second of the other.
+    names = ["a0", "a1", "b0", "b1"]
+    nodes = [Node(name, DEVICE, name[0]) for name in names] + [Node("one", SWITCH), Node("two", SWITCH)]
+    cables = [("a0", "a1"), ("b0", "b1"), ("a0", "one"), ("b1", "one"), ("a1", "two"), ("b0", "two")]
+    topology = Topology("crossed", nodes, [Link(*ends, 1.0) for cable in cables for ends in (cable, cable[::-1])])
+    assert set(prospects(topology).model.wires) == {"ring", "native"}
 
 
 @pytest.mark.parametrize("devices", [["host0"], []])
