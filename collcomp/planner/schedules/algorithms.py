@@ -72,12 +72,17 @@ def tree_schedule(parents: Sequence[Sequence[int]], segments: int = 1) -> Schedu
         The parent of each rank in each tree; the root is its own.
     segments : int, default 1
         Of each tree's part; each follows the one before it by a step.
+
+    Raises
+    ------
+    ValueError
+        If no root is above some rank.
     """
     size = len(parents[0])
     transfers, owners = [], []
     for number, parent in enumerate(parents):
-        root = next(rank for rank in range(size) if parent[rank] == rank)
         depths = [_depth(parent, rank) for rank in range(size)]
+        root = depths.index(0)
         heights = [0] * size
         for rank in sorted(range(size), key=lambda rank: -depths[rank]):
             if rank != root:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
@@ -20,6 +19,9 @@ from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
 
 __all__ = ["HierarchyPlan", "hierarchies", "layout_on"]
+
+#: In groups of more devices only some of all pairs are looked at: as many as groups of so many have.
+_MOST_PAIRED = 128
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class HierarchyPlan:
         Ranks, as many in each group. The i-th of all groups exchange results: the i-th devices of hosts, whose network
         cards are often on one plane.
     inside : float
-        Seconds of the busiest link inside the first group while each byte of a message is summed there.
+        Seconds of the busiest link inside the first group while each byte of a message is summed there; in a group of
+        more than 128 devices, as far as some of all pairs tell.
     between : float
         Seconds of the scarcest cut between groups, for each byte of a message that is not encoded.
     """
@@ -96,13 +99,21 @@ def hierarchies(topology: Topology, devices: Sequence[str] | None = None, *, rat
 
 
 def _inside(routes: Routes, names: Sequence[str], ranks: dict[str, list[int]]) -> float:
-    """While every rank of a group sends each other one its chunk."""
+    """While every rank of a group sends each other one its chunk.
+
+    In rounds: in round k to the k-th behind it. Of very many rounds a few stand for all, spread evenly.
+    """
+    size = len(names)
+    rounds = np.arange(1, size)
+    if size > _MOST_PAIRED:
+        rounds = np.linspace(1, size - 1, max(1, _MOST_PAIRED**2 // size)).astype(int)
     loads = np.zeros(len(routes.links))
-    for source, dest in permutations(names, 2):
+    for source, dest in ((names[i], names[(i + k) % size]) for k in rounds for i in range(size)):
         if not routes.joins(source, dest):
             return np.inf
         links, parts = routes.shares(source, dest)
         loads[links] += parts * len(ranks[source]) * len(ranks[dest])
+    loads *= (size - 1) / max(len(rounds), 1)
     return float((loads / routes.bandwidths).max() / sum(len(ranks[name]) for name in names))
 
 

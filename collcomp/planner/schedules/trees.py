@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collcomp.planner.rings.order import ring_order
+from collcomp.planner.rings.order import ranks_by_device, ring_order
 from collcomp.planner.schedules.algorithms import tree_schedule
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
@@ -106,6 +106,7 @@ def latency_tree(
     Santos and Schauser, "Optimal broadcast and summation in the LogP model", SPAA 1993.
     """
     names = list(topology.devices if devices is None else devices)
+    ranks_by_device(topology, names)  # says so where one is no device
     if len(names) > _MOST_PAIRED:
         return _binomial(ring_order(topology, devices).order)
     routes = Routes(topology)

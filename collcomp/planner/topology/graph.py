@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,33 +192,6 @@ class Topology:
             for link in self.links.values()
         )
         return graph
-
-    def routes(self, source: str, dest: str, most: int | None = None) -> list[tuple[str, ...]]:
-        """Every way from `source` to `dest` with the fewest links, as names of nodes, both ends included.
-
-        Bytes pass through switches and ports, not through other devices.
-
-        Parameters
-        ----------
-        source, dest : str
-        most : int, optional
-            Stop after so many.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
-        import networkx as nx
-
-        def passes(name: str) -> bool:
-            return name in (source, dest) or self.nodes[name].kind != DEVICE
-
-        try:
-            ways = nx.all_shortest_paths(nx.subgraph_view(self.graph, filter_node=passes), source, dest)
-            return [tuple(way) for way in islice(ways, most)]
-        except (nx.NetworkXNoPath, nx.NodeNotFound):
-            raise ValueError(f"topology: no way leads from {source!r} to {dest!r} in {self.name!r}") from None
 
     # ------------------------------------------------------------------ others like it
 

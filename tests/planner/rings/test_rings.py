@@ -5,6 +5,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+from all_ways import all_ways
 
 from collcomp.planner.rings.order import ring_order
 from collcomp.planner.rings.sets import ring_set
@@ -21,7 +22,7 @@ def seconds_of(topology, names):
         if edge[0] == edge[1]:
             continue
         try:
-            ways = topology.routes(*edge)
+            ways = all_ways(topology, *edge)
         except ValueError:
             return np.inf
         for way in ways:

@@ -101,3 +101,15 @@ def test_clusters_keep_pods_together():
     topology = families.fat_tree(4, 1.0)
     hosts = [int(host[0].removeprefix("host")) for host in Clusters(topology, topology.devices).hosts]
     assert [h // 4 for h in hosts] == sorted([h // 4 for h in hosts])
+
+
+def test_of_very_large_groups_some_pairs_tell_enough(monkeypatch):
+    topology = families.two_tier(32, 2, host_bandwidth=4.0, uplink_bandwidth=1.0)
+    (whole,) = hierarchies(topology)
+    looked_at = []
+    shares = Routes.shares
+    monkeypatch.setattr(Routes, "shares", lambda self, *ends: looked_at.append(ends) or shares(self, *ends))
+    monkeypatch.setattr("collcomp.planner.schedules.hierarchy._MOST_PAIRED", 8)
+    (some,) = hierarchies(topology)
+    assert some.inside == pytest.approx(whole.inside) == pytest.approx(15 / 16 / 4)
+    assert len(set(looked_at)) <= 8**2

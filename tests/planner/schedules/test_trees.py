@@ -72,6 +72,11 @@ def test_what_cannot_be_reached_is_said():
     ends = [("a", "s"), ("s", "a"), ("b", "s"), ("s", "b")]
     with pytest.raises(ValueError, match="no tree reaches"):
         latency_tree(Topology("split", nodes, [Link(*both, 1.0) for both in ends]))
+    with pytest.raises(ValueError, match="'host9' is no device"):
+        latency_tree(families.star(2, 1.0), ["host0", "host9"])
+    for loop in ([1, 0], [0, 2, 1]):
+        with pytest.raises(ValueError, match="have a loop"):
+            tree_schedule([loop])
 
 
 @given(st.permutations(range(9)) | st.permutations(range(8)) | st.permutations(range(2)) | st.just([0]))

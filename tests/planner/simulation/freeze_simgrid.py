@@ -1,4 +1,4 @@
-"""Write what SimGrid makes of random instances to tests/fixtures: python tests/planner/freeze_simgrid.py."""
+"""Write what SimGrid makes of random instances to tests/fixtures: python tests/planner/simulation/freeze_simgrid.py."""
 
 import json
 from pathlib import Path
