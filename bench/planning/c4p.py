@@ -18,11 +18,11 @@ import numpy as np
 from collcomp.planner.flows.ecmp import Hashed, addresses_of, switches_of
 from collcomp.planner.flows.placing import LeastLoaded
 from collcomp.planner.flows.splitting import Split
-from collcomp.planner.flows.table import Chooser, Flow, FlowTable
+from collcomp.planner.flows.table import Chooser, FlowTable
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.families import leaf_spine
 
-from .ring_jobs import bus_bandwidths
+from .ring_jobs import NBYTES, bus_bandwidths, random_rings
 
 __all__ = ["GBIT", "Row", "count_cases", "rows", "setting"]
 
@@ -33,7 +33,6 @@ _CARDS = 8
 _PLANES = 2
 _PORT = 200 * GBIT
 _NVLINK = 362 * GBIT
-_NBYTES = 1e9  # of each edge and step; every result is a rate, so any number does
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,6 @@ def setting() -> Topology:
         _HOSTS, leaves=_HOSTS, spines=8, port_bandwidth=_PORT, nics_per_host=_CARDS, ports_per_nic=_PLANES,
         planes=_PLANES, device_bandwidth=_NVLINK,
     )  # fmt: skip
-
-
-def _rings(jobs: int, rng: np.random.Generator) -> list[Flow]:
-    flows = []
-    for job in range(jobs):
-        order = rng.permutation(_HOSTS)
-        ports = [tuple(f"host{host}.nic{job}.port{port}" for port in range(_PLANES)) for host in order]
-        flows += [Flow(f"job{job}", ports[i - 1], ports[i], _NBYTES) for i in range(_HOSTS)]
-    return flows
 
 
 @dataclass(frozen=True)
@@ -141,7 +131,7 @@ def rows(seeds: int, progress: Callable[[int], object] = lambda done: None) -> I
         for seed in range(seeds):
             table = _placed(case, topology, np.random.default_rng(seed))
             bandwidths += bus_bandwidths(table, _NVLINK, paced=case.paced).values()
-            bounds.append(_NBYTES / table.fewest_seconds())
+            bounds.append(NBYTES / table.fewest_seconds())
             progress(1)
         results = np.array(bandwidths) / GBIT
         yield Row(
@@ -152,7 +142,7 @@ def rows(seeds: int, progress: Callable[[int], object] = lambda done: None) -> I
 
 def _placed(case: _Case, topology: Topology, rng: np.random.Generator) -> FlowTable:
     table = FlowTable(topology)
-    flows = _rings(case.jobs, rng)
+    flows = random_rings(_HOSTS, case.jobs, _PLANES, rng)
     choose = case.place(case.queue_pairs, rng, topology)
     if not case.after_failure:
         table.add(flows, choose)

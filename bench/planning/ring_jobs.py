@@ -7,13 +7,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from collcomp.planner.flows.table import FlowTable, Placement, Way
+from collcomp.planner.flows.table import Flow, FlowTable, Placement, Way
 from collcomp.planner.simulation.simulate import Transfers, routes_of, simulate
 
-__all__ = ["bus_bandwidths"]
+__all__ = ["NBYTES", "bus_bandwidths", "random_rings"]
+
+#: Of each edge and step; every result is a rate, so any number does.
+NBYTES = 1e9
 
 #: Collectives of each job, one after another, so that nobody runs alone at the end.
 _REPEATS = 2
+
+
+def random_rings(hosts: int, jobs: int, ports: int, rng: np.random.Generator) -> list[Flow]:
+    """The edges of a ring of each job, job r with the cards r of all hosts, in random order.
+
+    Parameters
+    ----------
+    hosts, jobs : int
+    ports : int
+        Of each card.
+    rng : numpy.random.Generator
+    """
+    flows = []
+    for job in range(jobs):
+        ends = [tuple(f"host{host}.nic{job}.port{port}" for port in range(ports)) for host in rng.permutation(hosts)]
+        flows += [Flow(f"job{job}", ends[i - 1], ends[i], NBYTES) for i in range(hosts)]
+    return flows
 
 
 def bus_bandwidths(table: FlowTable, edge_rate: float, *, paced: bool = False) -> dict[str, float]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from collcomp.planner.flows.placing import LeastLoaded
-from collcomp.planner.flows.table import Flow, FlowTable
+from collcomp.planner.flows.table import FlowTable
 from collcomp.planner.rings.order import ring_order
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.families import leaf_spine
+
+from .ring_jobs import random_rings
 
 __all__ = ["NICS", "Planned", "planned"]
 
@@ -78,7 +80,7 @@ def planned(nics: tuple[int, ...] = NICS, queue_pairs: int = 1, seed: int = 0) -
         if count < 1 or count % (2 * _CARDS):
             raise ValueError(f"nics: {count} is no multiple of {2 * _CARDS}")
         topology, leaves, spines = _network(count // _CARDS)
-        flows = _rings(count // _CARDS, np.random.default_rng(seed))
+        flows = random_rings(count // _CARDS, _CARDS, _PORTS, np.random.default_rng(seed))
         begun = time.perf_counter()
         table = FlowTable(topology)
         table.add(flows, LeastLoaded(_PORTS * queue_pairs))
@@ -102,12 +104,3 @@ def _network(hosts: int) -> tuple[Topology, int, int]:
         hosts, leaves, spines, port_bandwidth=_PORT_RATE, nics_per_host=_CARDS, ports_per_nic=_PORTS, planes=_PORTS
     )
     return topology, leaves, spines
-
-
-def _rings(hosts: int, rng: np.random.Generator) -> list[Flow]:
-    flows = []
-    for card in range(_CARDS):
-        order = rng.permutation(hosts)
-        ports = [tuple(f"host{host}.nic{card}.port{port}" for port in range(_PORTS)) for host in order]
-        flows += [Flow(f"job{card}", ports[i - 1], ports[i], 1e9) for i in range(hosts)]
-    return flows

@@ -10,7 +10,7 @@ from collcomp.planner.cost import CodecCost, CostModel, Network, Wire
 from collcomp.planner.layout import Layout
 from collcomp.planner.rings.order import RingPlan, ring_order
 from collcomp.planner.schedules.algorithms import direct_schedule, hierarchical_schedule
-from collcomp.planner.schedules.hierarchy import HierarchyPlan, hierarchies
+from collcomp.planner.schedules.hierarchy import TYPICAL_RATIO, HierarchyPlan, hierarchies, layout_of
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
 
@@ -21,8 +21,6 @@ __all__ = ["Prospects", "prospects"]
 _MOST_FOLLOWED = 128
 #: Ways to sum that are so little apart are equally fast.
 _CLOSE = 1e-9
-#: By how much a codec shortens frames where that decides which groups are best.
-_TYPICAL_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Prospects:
     @property
     def layout(self) -> Layout:
         """The order and the groups, for programs."""
-        return Layout(self.ring.order, self.tiers.groups if self.tiers else ())
+        return layout_of(self.ring, self.tiers)
 
 
 def prospects(
@@ -79,7 +77,7 @@ def prospects(
     if size < 2:
         raise ValueError(f"devices: {size}, an allreduce is among two at least")
     ring = ring_order(topology, devices)
-    tiers = next(iter(hierarchies(topology, devices, ratio=_TYPICAL_RATIO)), None)
+    tiers = next(iter(hierarchies(topology, devices, ratio=TYPICAL_RATIO)), None)
     routes = Routes(topology)
     wires = {"ring": _ring(ring)}
     wires["native"] = _native(routes, devices, wires["ring"])

@@ -18,7 +18,7 @@ import numpy as np
 
 from collcomp.planner.forests.branchings import Branching, pack
 from collcomp.planner.forests.optimum import Optimum, integers, optimum
-from collcomp.planner.forests.switchless import Routes, remove_switches
+from collcomp.planner.forests.switchless import Ways, remove_switches
 from collcomp.planner.topology import Link, Topology
 
 __all__ = ["Forest", "Send", "Tree", "forest"]
@@ -223,7 +223,7 @@ def _evened(topology: Topology, devices: int) -> Topology:
 class _Roads:
     """Gives the links of trees the ways past switches that make them up."""
 
-    def __init__(self, routes: Routes, devices: list[int], names: list[str]) -> None:
+    def __init__(self, routes: Ways, devices: list[int], names: list[str]) -> None:
         self._left = {ends: list(ways) for ends, ways in routes.items()}
         self._devices = devices
         self._names = names

@@ -14,10 +14,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
-__all__ = ["Routes", "max_flow", "remove_switches"]
+__all__ = ["Ways", "max_flow", "remove_switches"]
 
 #: Ways of a link past switches, by its ends: nodes on the way, both ends included, and how much goes there.
-Routes = dict[tuple[int, int], list[tuple[tuple[int, ...], int]]]
+Ways = dict[tuple[int, int], list[tuple[tuple[int, ...], int]]]
 
 
 def max_flow(capacities: np.ndarray, source: int, dest: int) -> int:
@@ -32,7 +32,7 @@ def _sparse(capacities: np.ndarray) -> csr_array:
     return csr_array((values, columns.astype(np.int32), offsets), shape=capacities.shape)
 
 
-def remove_switches(capacities: np.ndarray, devices: Iterable[int], rate: int) -> Routes:
+def remove_switches(capacities: np.ndarray, devices: Iterable[int], rate: int) -> Ways:
     """Replace all nodes that are no devices by links past them.
 
     Parameters
@@ -47,7 +47,7 @@ def remove_switches(capacities: np.ndarray, devices: Iterable[int], rate: int) -
     Returns
     -------
     dict
-        The ways that make each link between devices, see `Routes`.
+        The ways that make each link between devices, see `Ways`.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def remove_switches(capacities: np.ndarray, devices: Iterable[int], rate: int) -
 class _Network:
     def __init__(self, capacities: np.ndarray, devices: list[int], rate: int) -> None:
         self.capacities = capacities
-        self.routes: Routes = {
+        self.routes: Ways = {
             (int(u), int(t)): [((int(u), int(t)), int(capacities[u, t]))]
             for u, t in zip(*np.nonzero(capacities), strict=True)
         }

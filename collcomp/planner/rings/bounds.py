@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from collcomp.planner.topology import DEVICE, Topology
 from collcomp.planner.topology.routes import Routes
 
-__all__ = ["crossing_bound", "cut_bound", "scarce_cuts", "way_bound"]
+__all__ = ["crossing_bound", "cut_bandwidths", "cut_bound", "scarce_cuts", "sides_of_nodes", "way_bound"]
 
 #: A link as seen from a host: its end inside, the other end (None outside), bytes per second.
 _Seen = tuple[str, str | None, float]
@@ -35,15 +35,40 @@ def cut_bound(topology: Topology, devices: Sequence[str], clusters: Iterable[Ite
         hosts[node.host or node.name].append(node.name)
     every = [*([device] for device in devices), *hosts.values(), *clusters]
     sides = [side for side in map(frozenset, every) if used & side and not used <= side]
+    return _most_seconds([*cut_bandwidths(topology, sides_of_nodes(sides), len(sides)).ravel()])
+
+
+def sides_of_nodes(sides: Iterable[frozenset[str]]) -> defaultdict[str, set[int]]:
+    """The numbers of the sides that each node is on."""
     of_node: defaultdict[str, set[int]] = defaultdict(set)
     for i, side in enumerate(sides):
         for name in side:
             of_node[name].add(i)
-    leaving, entering = np.zeros((2, len(sides)))
+    return of_node
+
+
+def cut_bandwidths(topology: Topology, of_node: Mapping[str, set[int]], count: int) -> np.ndarray:
+    """Bytes per second of all links that leave each side of a cut, and of those that enter it.
+
+    Parameters
+    ----------
+    topology : Topology
+    of_node : mapping of str to set of int
+        What `sides_of_nodes` gave.
+    count : int
+        Of sides.
+
+    Returns
+    -------
+    ndarray of shape (2, sides)
+    """
+    both = np.zeros((2, count))
+    none: set[int] = set()
     for (source, dest), link in topology.links.items():
-        leaving[list(of_node[source] - of_node[dest])] += link.bandwidth
-        entering[list(of_node[dest] - of_node[source])] += link.bandwidth
-    return _most_seconds([*leaving, *entering])
+        before, after = of_node.get(source, none), of_node.get(dest, none)
+        both[0, list(before - after)] += link.bandwidth
+        both[1, list(after - before)] += link.bandwidth
+    return both
 
 
 def scarce_cuts(topology: Topology) -> list[frozenset[str]]:

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from collcomp.planner.layout import Layout
-from collcomp.planner.rings.order import ranks_by_device, ring_order
+from collcomp.planner.rings.bounds import cut_bandwidths, sides_of_nodes
+from collcomp.planner.rings.order import RingPlan, ranks_by_device, ring_order
 from collcomp.planner.rings.start import Clusters
 from collcomp.planner.topology import Topology
 from collcomp.planner.topology.routes import Routes
 
-__all__ = ["HierarchyPlan", "hierarchies", "layout_on"]
+__all__ = ["TYPICAL_RATIO", "HierarchyPlan", "hierarchies", "layout_of", "layout_on"]
+
+#: By how much a codec shortens frames where that decides which groups are best.
+TYPICAL_RATIO = 4.0
 
 #: In groups of more devices only some of all pairs are looked at: as many as groups of so many have.
 _MOST_PAIRED = 128
@@ -104,9 +108,9 @@ def _inside(routes: Routes, names: Sequence[str], ranks: dict[str, list[int]]) -
     In rounds: in round k to the k-th behind it. Of very many rounds a few stand for all, spread evenly.
     """
     size = len(names)
-    rounds = np.arange(1, size)
+    rounds = list(range(1, size))
     if size > _MOST_PAIRED:
-        rounds = np.linspace(1, size - 1, max(1, _MOST_PAIRED**2 // size)).astype(int)
+        rounds = np.linspace(1, size - 1, max(1, _MOST_PAIRED**2 // size)).astype(int).tolist()
     loads = np.zeros(len(routes.links))
     for source, dest in ((names[i], names[(i + k) % size]) for k in rounds for i in range(size)):
         if not routes.joins(source, dest):
@@ -119,14 +123,8 @@ def _inside(routes: Routes, names: Sequence[str], ranks: dict[str, list[int]]) -
 
 def _between(topology: Topology, members: Sequence[Sequence[str]], cuts: Sequence[frozenset[str]]) -> float:
     """The cuts that have whole groups on one side: g of G of them send all others 2 g (G - g) / G messages."""
-    of_node: defaultdict[str, set[int]] = defaultdict(set)
-    for i, side in enumerate(cuts):
-        for name in side:
-            of_node[name].add(i)
-    leaving, entering = np.zeros((2, len(cuts)))
-    for (source, dest), link in topology.links.items():
-        leaving[list(of_node[source] - of_node[dest])] += link.bandwidth
-        entering[list(of_node[dest] - of_node[source])] += link.bandwidth
+    of_node = sides_of_nodes(cuts)
+    narrower = cut_bandwidths(topology, of_node, len(cuts)).min(axis=0)
     whole, devices = np.zeros((2, len(cuts)))
     for names in members:
         inside = list(set.intersection(*(of_node[name] for name in names)))
@@ -137,10 +135,15 @@ def _between(topology: Topology, members: Sequence[Sequence[str]], cuts: Sequenc
     crossed = (devices == [len(side & used) for side in cuts]) & (whole > 0) & (whole < len(members))
     moved = 2 * whole * (len(members) - whole) / len(members)
     with np.errstate(divide="ignore"):
-        return float((moved[crossed] / np.minimum(leaving, entering)[crossed]).max(initial=0.0))
+        return float((moved[crossed] / narrower[crossed]).max(initial=0.0))
 
 
-def layout_on(topology: Topology, devices: Sequence[str] | None = None, *, ratio: float = 4.0) -> Layout:
+def layout_of(ring: RingPlan, tiers: HierarchyPlan | None) -> Layout:
+    """The order of a ring, and groups where there are any."""
+    return Layout(ring.order, tiers.groups if tiers else ())
+
+
+def layout_on(topology: Topology, devices: Sequence[str] | None = None, *, ratio: float = TYPICAL_RATIO) -> Layout:
     """The layout of a program's ranks: their best ring, and the best groups where there are any.
 
     Parameters
@@ -151,5 +154,5 @@ def layout_on(topology: Topology, devices: Sequence[str] | None = None, *, ratio
     ratio : float, default 4
         Of the codec that is to be used between groups.
     """
-    plans = hierarchies(topology, devices, ratio=ratio)
-    return Layout(ring_order(topology, devices).order, plans[0].groups if plans else ())
+    tiers = next(iter(hierarchies(topology, devices, ratio=ratio)), None)
+    return layout_of(ring_order(topology, devices), tiers)

@@ -11,6 +11,7 @@ from itertools import combinations
 from xml.etree.ElementTree import Element
 
 from collcomp.planner.topology import DEVICE, PORT, SWITCH, Topology
+from collcomp.planner.topology.attributes import text_of
 from collcomp.planner.topology.drawing import Drawing
 from collcomp.planner.topology.hardware import pcie_bandwidth, processor_bandwidth
 
@@ -49,7 +50,7 @@ class _Reader:
         if self._version not in _NETWORKS:
             raise ValueError(f"<topology>: version={root.get('version')!r} is neither 2 nor 3")
         self._drawing = Drawing()
-        buses = sorted(_text(element, "pci_busid") for element in root.iter("object") if self._is_gpu(element))
+        buses = sorted(text_of(element, "pci_busid") for element in root.iter("object") if self._is_gpu(element))
         self._gpus = {bus: f"{_HOST}.gpu{i}" for i, bus in enumerate(buses)}
         self._ends: dict[str, str] = {}  # what has NVLinks, by its gp_index
 
@@ -59,7 +60,7 @@ class _Reader:
             raise ValueError('<topology>: there is no <object type="Package"> in it')
         kind = SWITCH if self._gpus else DEVICE
         names = [self._drawing.node(f"{_HOST}.package{i}", kind, _HOST) for i in range(len(packages))]
-        self._ends = {_text(package, "gp_index"): name for package, name in zip(packages, names, strict=True)}
+        self._ends = {text_of(package, "gp_index"): name for package, name in zip(packages, names, strict=True)}
         arch = next(
             (info.get("value", "") for info in self._root.iter("info") if info.get("name") == "Architecture"), ""
         )
@@ -84,14 +85,14 @@ class _Reader:
             self._add_bridge(element, parent, bandwidth)
             return
         if self._is_gpu(element):
-            node = self._drawing.node(self._gpus[_text(element, "pci_busid")], DEVICE, _HOST)
+            node = self._drawing.node(self._gpus[text_of(element, "pci_busid")], DEVICE, _HOST)
             self._drawing.cable(node, parent, bandwidth or pcie_bandwidth("", 0))
         elif element.get("subtype") == "NVSwitch":
             node = f"{_HOST}.nvswitch"  # all of them are one
             if node not in self._drawing:
                 self._drawing.node(node, SWITCH, _HOST)
         elif _class(element) == "02":
-            name = self._card(element) or _text(element, "pci_busid")
+            name = self._card(element) or text_of(element, "pci_busid")
             node = self._drawing.node(f"{_HOST}.{name}", PORT, _HOST)
             self._drawing.cable(node, parent, bandwidth or pcie_bandwidth("", 0))
         else:
@@ -102,7 +103,7 @@ class _Reader:
         used = [child for child in bridge.findall("object") if self._is_used(child)]
         node = parent
         if used:
-            node = self._drawing.node(f"{_HOST}.bridge{_text(bridge, 'gp_index')}", SWITCH, _HOST)
+            node = self._drawing.node(f"{_HOST}.bridge{text_of(bridge, 'gp_index')}", SWITCH, _HOST)
             # A bridge to the host has no PCI link of its own: it carries all that is below it.
             own = bandwidth or sum(_speed(child) or pcie_bandwidth("", 0) for child in used)
             self._drawing.cable(node, parent, own)
@@ -163,10 +164,3 @@ def _between_packages(package: Element, arch: str) -> float:
     except ValueError:
         raise ValueError(f"<info>: CPUFamilyNumber or CPUModelNumber is no number in {told}") from None
     return processor_bandwidth(told.get("CPUVendor", ""), family, model, arch)
-
-
-def _text(element: Element, attribute: str) -> str:
-    value = element.get(attribute)
-    if not value:
-        raise ValueError(f"<{element.tag}>: it has no {attribute}")
-    return value

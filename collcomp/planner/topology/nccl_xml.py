@@ -12,6 +12,7 @@ from itertools import combinations
 from xml.etree.ElementTree import Element
 
 from collcomp.planner.topology import DEVICE, PORT, SWITCH, Topology
+from collcomp.planner.topology.attributes import text_of
 from collcomp.planner.topology.drawing import Drawing
 from collcomp.planner.topology.hardware import nvlink_bandwidth, pcie_bandwidth, processor_bandwidth
 
@@ -75,7 +76,7 @@ class _Reader:
                     self._drawing.cable(port, parent, bandwidth)
 
     def _add_pci(self, pci: Element, parent: str, host: str, processor: str) -> None:
-        bus = _text(pci, "busid")
+        bus = text_of(pci, "busid")
         bandwidth = pcie_bandwidth(pci.get("link_speed", ""), _number(pci, "link_width", 0))
         kind = pci.get("class", "")
         gpu, nic = pci.find("gpu"), pci.find("nic")
@@ -103,19 +104,19 @@ class _Reader:
 
     def _ports(self, nic: Element, host: str) -> Iterator[tuple[str, float]]:
         for net in nic.iter("net"):
-            name = f"{host}.{_text(net, 'name')}"
+            name = f"{host}.{text_of(net, 'name')}"
             if name in self._drawing:  # one entry for each port of a card
-                name = f"{name}.port{_text(net, 'port')}"
+                name = f"{name}.port{text_of(net, 'port')}"
             speed = _number(net, "speed", 0)
             yield self._drawing.node(name, PORT, host), (speed if speed > 0 else _UNKNOWN_SPEED) * 1e6 / 8
 
     def _add_nvlinks(self, host: str, processor: str, device: str, gpu: Element, nvswitch: str) -> None:
         for link in gpu.iter("nvlink"):
             bandwidth = _number(link, "count") * nvlink_bandwidth(_number(gpu, "sm"))
-            kind = _text(link, "tclass")
+            kind = text_of(link, "tclass")
             if kind.startswith(_GPU):
                 # Each of two GPUs tells of its own direction. A GPU that is not in the file is not used either.
-                if (peer := self._gpus.get((host, _text(link, "target")))) is not None:
+                if (peer := self._gpus.get((host, text_of(link, "target")))) is not None:
                     self._drawing.link(device, peer, bandwidth)
             elif kind.startswith(_PROCESSOR):
                 self._drawing.cable(device, processor, bandwidth)
@@ -137,17 +138,10 @@ def _between_processors(cpu: Element) -> float:
     )
 
 
-def _text(element: Element, attribute: str) -> str:
-    value = element.get(attribute)
-    if not value:
-        raise ValueError(f"<{element.tag}>: it has no {attribute}")
-    return value
-
-
 def _number(element: Element, attribute: str, default: int | None = None) -> int:
     if default is not None and not element.get(attribute):
         return default
-    value = _text(element, attribute)
+    value = text_of(element, attribute)
     try:
         return int(value)
     except ValueError:
