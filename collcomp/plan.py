@@ -128,7 +128,7 @@ def _facts(outlook: Any) -> list[str]:
         if size <= _MOST_TREES:
             lines.append(_trees(topology, unit))
         lines.append(
-            f"# best ring: busbw {ring.busbw / unit:.2f}, {_percent(best.busbw / ring.busbw - 1)} to the bound"
+            f"# best ring: busbw {ring.busbw / unit:.2f}, {_percent(best.busbw / ring.busbw - 1)} above the cut bound"
         )
     else:
         lines.append(f"# best ring: busbw {ring.busbw / unit:.2f}")

@@ -25,6 +25,7 @@ def test_bounds_and_gaps_are_printed(name, algbw, busbw, capsys):
     out = capsys.readouterr().out
     assert f"cut bound: allreduce algbw {algbw}, busbw {busbw}" in out
     assert "gap 0.0%" in out
+    assert re.search(r"best ring: busbw .*% above the cut bound, .*% above a bound for rings; ", out)
     assert "16 MiB" in out
 
 
