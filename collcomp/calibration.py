@@ -53,7 +53,7 @@ class Effort:
 
     longest: float = 0.03
     seconds: float = 0.02
-    fewest: int = 5
+    fewest: int = 7
     most: int = 60
     largest: int = 32 << 20
 
@@ -221,7 +221,7 @@ class _Prober:
         """What `do` gives, which only this rank does: an error of it is told to the others, whatever comes next."""
         try:
             return do()
-        except BaseException as error:
+        except Exception as error:
             self.communicator.refuse(error)
             raise
 

@@ -38,6 +38,7 @@ _Allreduce = MPI.Intracomm.Allreduce
 _WORLD = MPI.Intracomm(MPI.COMM_WORLD)
 _now = time.perf_counter
 _ndarray = np.ndarray
+_MOST_VERDICTS = 4096
 _NATIVES: dict[str, Callable[..., Any]] = {
     "allgather": _Intracomm.Allgather,
     "allreduce": _Intracomm.Allreduce,
@@ -157,6 +158,8 @@ class Comm(MPI.Intracomm):
     #: An allreduce of fewer bytes is MPI's own, whatever its dtype, and why.
     _native_below: float
     _native_reason: str
+    #: Larger ones that are known to be: why, by size, dtype and operation.
+    _verdicts: dict[tuple[int, np.dtype, int], str]
     #: The engine that counts such calls, because other ranks may come to them by asking for a plan.
     _counted: Communicator | None
     _engine: Communicator | None
@@ -197,6 +200,7 @@ class Comm(MPI.Intracomm):
         self._native = codec is None and policy is None
         self._native_below = math.inf if self._native else 0
         self._native_reason = ""
+        self._verdicts = {}
         self._counted = None
         self._engine = None
         self._mail = None
@@ -209,12 +213,16 @@ class Comm(MPI.Intracomm):
             # The most frequent call of all: half a microsecond more than MPI's own.
             nbytes = recvbuf.nbytes
             if nbytes < self._native_below:
+                reason = self._native_reason
+            else:
+                reason = self._verdicts.get((nbytes, recvbuf.dtype, op.handle)) if self._verdicts else None
+            if reason is not None:
                 if self._counted is not None:
                     self._counted.count()
                 fresh = self.records.fresh
                 started = _now()
                 _Allreduce(self, sendbuf, recvbuf, op)
-                fresh.append((nbytes, _now() - started, self._native_reason))
+                fresh.append((nbytes, _now() - started, reason))
                 if len(fresh) >= self.records.capacity:
                     self.records.settle()
                 return
@@ -517,6 +525,7 @@ class Comm(MPI.Intracomm):
                 self._measure(engine, name, how.get("codec"))
             operation = engine.plan(name, *args, **how, **options)
         else:
+            given = args
             args, _ = self._translate(name, args, {})
             if measures:
                 self._measure(engine, name, None)
@@ -527,6 +536,8 @@ class Comm(MPI.Intracomm):
             except (TypeError, ValueError) as error:
                 # Derived datatypes, or a device: MPI takes them, or knows better what is wrong.
                 return None, str(error)
+            if operation.native and self._counted is not None and len(self._verdicts) < _MOST_VERDICTS:
+                self._keep_verdict(name, given, operation.plan.reason)
         return (None, operation.plan.reason) if operation.native else (operation, "")
 
     def _measure(self, engine: Communicator, name: str, codec: str | Codec | None) -> None:
@@ -541,8 +552,14 @@ class Comm(MPI.Intracomm):
 
     def _learn(self, engine: Communicator, auto: Auto, name: str, effort: Effort) -> CostModel:
         self._native_below = math.inf if self._native else 0  # to be asked for anew
+        self._verdicts.clear()
         natives = {name: partial(function, self) for name, function in _NATIVES.items()}
         return calibrate(engine, auto, name, natives, effort)
+
+    def _keep_verdict(self, name: str, args: tuple, reason: str) -> None:
+        if name == "allreduce" and type(args[1]) is _ndarray:
+            _, recvbuf, op = args
+            self._verdicts[recvbuf.nbytes, recvbuf.dtype, op.handle] = reason
 
     def _go_native_below(self, engine: Communicator) -> None:
         """From now on, do not even ask for the plan of an allreduce that is native whatever else it is."""

@@ -89,6 +89,7 @@ class Auto:
         self.model = model
         self.bounded = bounded
         self._below: dict[str, int] = {}
+        self._known: set[str] = set()
         self._plan = lru_cache(4096)(self._planned)
 
     @classmethod
@@ -133,16 +134,22 @@ class Auto:
 
     def knows(self, collective: str) -> bool:
         """Whether every way of doing this collective was measured."""
+        if collective in self._known:
+            return True
         model = self.model
-        return model is not None and all(
-            (collective, algorithm, codec) in model.fits
-            for algorithm, codec in [(NATIVE, NATIVE_CODEC), *self.ways(collective, model)]
-        )
+        if model is None:
+            return False
+        ways = [(NATIVE, NATIVE_CODEC), *self.ways(collective, model)]
+        if not all((collective, *way) in model.fits for way in ways):
+            return False
+        self._known.add(collective)
+        return True
 
     def learn(self, model: CostModel) -> None:
         """Go by `model` from now on, on all ranks from the same call on."""
         self.model = model
         self._below.clear()
+        self._known.clear()
         self._plan.cache_clear()
 
     def ways(self, collective: str, model: CostModel) -> list[tuple[str, str]]:
