@@ -212,6 +212,7 @@ class Comm(MPI.Intracomm):
         if not how and type(recvbuf) is _ndarray:
             # The most frequent call of all: half a microsecond more than MPI's own.
             nbytes = recvbuf.nbytes
+            reason: str | None
             if nbytes < self._native_below:
                 reason = self._native_reason
             else:
