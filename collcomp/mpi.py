@@ -537,7 +537,7 @@ class Comm(MPI.Intracomm):
             except (TypeError, ValueError) as error:
                 # Derived datatypes, or a device: MPI takes them, or knows better what is wrong.
                 return None, str(error)
-            if operation.native and self._counted is not None and len(self._verdicts) < _MOST_VERDICTS:
+            if measures and operation.native:  # else it may only be so because nothing was measured yet
                 self._keep_verdict(name, given, operation.plan.reason)
         return (None, operation.plan.reason) if operation.native else (operation, "")
 
@@ -557,9 +557,10 @@ class Comm(MPI.Intracomm):
         natives = {name: partial(function, self) for name, function in _NATIVES.items()}
         return calibrate(engine, auto, name, natives, effort)
 
-    def _keep_verdict(self, name: str, args: tuple, reason: str) -> None:
-        if name == "allreduce" and type(args[1]) is _ndarray:
-            _, recvbuf, op = args
+    def _keep_verdict(self, name: str, args: tuple[Any, ...], reason: str) -> None:
+        """Remember that such an allreduce is native, by a policy that decides the same way each time."""
+        _, recvbuf, op = args if name == "allreduce" else (None, None, None)
+        if self._counted is not None and type(recvbuf) is _ndarray and len(self._verdicts) < _MOST_VERDICTS:
             self._verdicts[recvbuf.nbytes, recvbuf.dtype, op.handle] = reason
 
     def _go_native_below(self, engine: Communicator) -> None:
