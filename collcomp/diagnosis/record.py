@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ["Record", "Records", "Total"]
 
 _KIND = itemgetter(0, 1, 2)
+#: Length of what a native allreduce leaves.
+_SHORT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Records:
         """The kept records, oldest first."""
         self.settle()
         first = self._settled - len(self._kept)
-        return iter([Record(first + i, *entry) for i, entry in enumerate(self._kept)])
+        return iter([Record(first + i, *_whole(entry)) for i, entry in enumerate(self._kept)])
 
     def __getitem__(self, index: int) -> Record:
         return list(self)[index]
@@ -147,9 +149,16 @@ class Records:
         """Number and sum up what is fresh."""
         with self._lock:
             # Other threads may go on adding; popleft and append are atomic.
-            fresh = [_whole(self.fresh.popleft()) for _ in range(len(self.fresh))]
+            fresh = [self.fresh.popleft() for _ in range(len(self.fresh))]
             self._kept.extend(fresh)
             self._settled += len(fresh)
+            short = [entry for entry in fresh if len(entry) == _SHORT]
+            if short:  # whole ones are made of them when somebody reads them
+                total = self._totals.setdefault(("allreduce", "native", "none"), Total())
+                total.calls += len(short)
+                total.nbytes += sum(map(itemgetter(0), short))
+                total.seconds += sum(map(itemgetter(1), short))
+                fresh = [entry for entry in fresh if len(entry) != _SHORT]
             for kind, entries in groupby(fresh, _KIND):
                 total = self._totals.setdefault(kind, Total())
                 _, _, _, nbytes, wire_nbytes, raw_nbytes, seconds, *_ = zip(*entries, strict=True)
@@ -161,7 +170,7 @@ class Records:
 
 
 def _whole(entry: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(entry) != 3:
+    if len(entry) != _SHORT:
         return entry
     nbytes, seconds, reason = entry
     return ("allreduce", "native", "none", nbytes, None, None, seconds, None, None, reason)
