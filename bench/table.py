@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-__all__ = ["Column", "header", "line", "number", "write_rows"]
+__all__ = ["Column", "header", "line", "number", "tabulate", "write_rows"]
 
 
 class Column(NamedTuple):
@@ -27,6 +27,17 @@ def header(columns: Sequence[Column]) -> str:
 def line(columns: Sequence[Column], row: Any) -> str:
     """One row."""
     return _join(columns, [column.text(row) for column in columns])
+
+
+def tabulate(columns: Sequence[Column], rows: Iterable[Any], *facts: str) -> list[Any]:
+    """Print facts, the titles, and each row as soon as it comes; all rows."""
+    for text in (*facts, header(columns)):
+        print(text, flush=True)
+    shown = []
+    for row in rows:
+        shown.append(row)
+        print(line(columns, row), flush=True)
+    return shown
 
 
 def write_rows(path: str, rows: Sequence[Any]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import check_file
-from ..table import Column, header, line, number, write_rows
+from ..table import Column, number, tabulate, write_rows
 from . import c4p, reference, scale
 
 __all__ = ["add_options", "run"]
@@ -41,16 +41,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_rows(options.json, rows)
     return status
-
-
-def _tabulate(columns: list[Column], rows: Iterable[Any], *facts: str) -> list[Any]:
-    for text in (*facts, header(columns)):
-        print(text, flush=True)
-    shown = []
-    for row in rows:
-        shown.append(row)
-        print(line(columns, row), flush=True)
-    return shown
 
 
 def _progress(total: int) -> Any:
@@ -85,7 +75,7 @@ def _c4p(options: argparse.Namespace) -> tuple[list[c4p.Row], int]:
     ]
     with _progress(options.seeds * c4p.count_cases()) as progress:
         rows = c4p.rows(options.seeds, progress.update)
-        return _tabulate(
+        return tabulate(
             columns, rows, f"# simulated: 8 hosts x 8 cards x 2 x 200 Gbit/s, two planes, 1:1; {options.seeds} seeds"
         ), 0  # fmt: skip
 
@@ -118,7 +108,7 @@ def _scale(options: argparse.Namespace) -> tuple[list[scale.Planned], int]:
         Column("gap to bound", lambda row: f"{100 * row.gap:.2f}%"),
     ]
     next(scale.planned((16,)))  # imports, and whatever else is done once
-    return _tabulate(columns, scale.planned(nics), "# eight jobs, a ring each, in random order over all hosts"), 0
+    return tabulate(columns, scale.planned(nics), "# eight jobs, a ring each, in random order over all hosts"), 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collcomp.units import bytes_text, parse_nbytes
 
 from ..arguments import check_file
 from ..launch import link_rate
-from ..table import Column, header, line, number, write_rows
+from ..table import Column, number, tabulate, write_rows
 from ..testbed import PACKET_HEADERS_NBYTES
 from .cell import Cell, Outcome, measure, round_trip
 from .exactness import Share, shares
@@ -68,16 +68,6 @@ def _nbytes(options: argparse.Namespace) -> int:
     return nbytes - nbytes % 4
 
 
-def _tabulate(columns: list[Column], rows: Iterable[Any], *facts: str) -> list[Any]:
-    for text in (*facts, header(columns)):
-        print(text, flush=True)
-    shown = []
-    for row in rows:
-        shown.append(row)
-        print(line(columns, row), flush=True)
-    return shown
-
-
 # ---------------------------------------------------------------------- exactness
 
 
@@ -89,7 +79,7 @@ def _exactness(options: argparse.Namespace) -> list[Share]:
         Column("correctly rounded", lambda row: f"{100 * row.share:.1f}%"),
         Column("largest error, ulp", lambda row: number(row.largest_ulps, 1)),
     ]
-    return _tabulate(columns, rows, "# sums of Student-t (3 degrees of freedom) values x 0.01, float32")
+    return tabulate(columns, rows, "# sums of Student-t (3 degrees of freedom) values x 0.01, float32")
 
 
 # ---------------------------------------------------------------------- loss
@@ -129,7 +119,7 @@ def _loss(options: argparse.Namespace) -> list[_Lossy]:
         Column("sent again", lambda row: number(row.resent, 0)),
         Column("bits of the sums", lambda row: row.digest, left=True),
     ]
-    return _tabulate(columns, rows(), _facts(cell))
+    return tabulate(columns, rows(), _facts(cell))
 
 
 def _facts(cell: Cell) -> str:
@@ -177,7 +167,7 @@ def _window(options: argparse.Namespace) -> list[Throughput]:
         Column("expected", lambda row: number(row.expected / 1e6)),
     ]
     enough = rate * trip / _packet_nbytes(cell)
-    _tabulate(
+    tabulate(
         columns, rows, _facts(cell),
         f"# round trip {trip * 1e6:.0f} us of a small packet alone: {enough:.1f} packets under way fill the link",
     )  # fmt: skip
@@ -221,7 +211,7 @@ def _model(options: argparse.Namespace) -> list[Prediction]:
         Column("model", lambda row: number(row.predicted_resent, 0)),
     ]
     rows = predictions(nbytes, options.iterations, options.mpi)
-    return _tabulate(columns, rows, "# the model knows the links, and the time of a packet alone under way")
+    return tabulate(columns, rows, "# the model knows the links, and the time of a packet alone under way")
 
 
 @dataclass(frozen=True)
