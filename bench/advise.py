@@ -9,9 +9,8 @@ from collcomp.advice import advice
 from collcomp.policies import Auto
 
 from .arguments import parse_sizes
-from .calibrate import add_what, check_ranks, measured, parse_collectives
-from .launch import under_launcher
-from .ranks import World, launch_or_run
+from .calibrate import add_what, measured, on_ranks, parse_collectives
+from .ranks import World
 
 __all__ = ["add_options", "run"]
 
@@ -27,7 +26,6 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     collectives = parse_collectives(options.collectives)
     sizes = parse_sizes(options.sizes)
     policy = Auto.from_spec(options.codec)
-    check_ranks(World.here().size if under_launcher() else options.ranks)
 
     def body(world: World) -> int:
         policy.learn(measured(world, options.codec, collectives))
@@ -39,12 +37,4 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
                 print(f'# codec="{options.codec}" leaves messages of fewer than {below} bytes to MPI')
         return 0
 
-    return launch_or_run(
-        ["advise", *argv],
-        body,
-        ranks=options.ranks,
-        default_ranks=4,
-        link=options.link,
-        default_link="shm",
-        mpi=options.mpi,
-    )
+    return on_ranks("advise", argv, options, body)

@@ -21,10 +21,9 @@ from collcomp.planner.cost import NATIVE_CODEC
 from collcomp.policies import Auto
 
 from .arguments import check_file, parse_sizes
-from .calibrate import check_ranks
-from .launch import under_launcher
+from .calibrate import on_ranks
 from .osu.message import ITEMSIZE, values
-from .ranks import World, launch_or_run, progress_bar, show
+from .ranks import World, progress_bar, show
 from .table import Column, header, line, number, write_rows
 
 __all__ = ["add_options", "run"]
@@ -99,7 +98,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure; the exit status."""
     Auto.from_spec(options.codec)
-    check_ranks(World.here().size if under_launcher() else options.ranks)
     sizes = parse_sizes(options.sizes)
     check_file(options.json, "--json")
     if options.iterations is not None and options.iterations < 1:
@@ -111,15 +109,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
             write_rows(options.json, rows)
         return 0
 
-    return launch_or_run(
-        ["auto", *argv],
-        body,
-        ranks=options.ranks,
-        default_ranks=4,
-        link=options.link,
-        default_link="shm",
-        mpi=options.mpi,
-    )
+    return on_ranks("auto", argv, options, body)
 
 
 def _tabulate(world: World, spec: str, sizes: Sequence[int], iterations: int | None) -> list[Row]:

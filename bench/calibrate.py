@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .launch import under_launcher
 from .osu import COLLECTIVES
 from .ranks import World, launch_or_run, progress_bar, show
 
-__all__ = ["add_options", "add_what", "check_ranks", "measured", "parse_collectives", "run"]
+__all__ = ["add_options", "add_what", "measured", "on_ranks", "parse_collectives", "run"]
 
 _CODECS = "auto:error=0.1"
 
@@ -48,10 +48,26 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collectives", default="allreduce", help="between commas (default: %(default)s)")
 
 
-def check_ranks(ranks: int | None) -> None:
-    """Raise a `ValueError` for a number of ranks among which nothing is sent."""
+def on_ranks(name: str, argv: Sequence[str], options: argparse.Namespace, body: Callable[[World], int]) -> int:
+    """Run `body` on the ranks that `options` ask for, 4 through shared memory by default; the exit status.
+
+    Raises
+    ------
+    ValueError
+        For a number of ranks among which nothing is sent.
+    """
+    ranks = World.here().size if under_launcher() else options.ranks
     if ranks is not None and ranks < 2:
         raise ValueError(f"--ranks: {ranks} sends nothing, 2 at least do")
+    return launch_or_run(
+        [name, *argv],
+        body,
+        ranks=options.ranks,
+        default_ranks=4,
+        link=options.link,
+        default_link="shm",
+        mpi=options.mpi,
+    )
 
 
 def parse_collectives(text: str) -> list[str]:
@@ -69,7 +85,6 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     collectives = parse_collectives(options.collectives)
     Auto.from_spec(options.codec)
     check_file(options.out, "--out")
-    check_ranks(World.here().size if under_launcher() else options.ranks)
 
     def body(world: World) -> int:
         from collcomp.transports.shared import this_machine
@@ -83,15 +98,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
             print(f"# written to {options.out}; export {CALIBRATION}={options.out} spares programs measuring it again")
         return 0
 
-    return launch_or_run(
-        ["calibrate", *argv],
-        body,
-        ranks=options.ranks,
-        default_ranks=4,
-        link=options.link,
-        default_link="shm",
-        mpi=options.mpi,
-    )
+    return on_ranks("calibrate", argv, options, body)
 
 
 def measured(world: World, spec: str, collectives: Sequence[str]) -> CostModel:

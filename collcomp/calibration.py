@@ -87,11 +87,6 @@ def calibrate(
     -------
     CostModel
         The policy's, from now on.
-
-    Raises
-    ------
-    ValueError
-        If the file of ``COLLCOMP_CALIBRATION`` cannot be used, on all ranks.
     """
     if communicator.size == 1:  # nothing is sent, so there is nothing to choose
         model = CostModel(1, Network(0.0, 1.0))
