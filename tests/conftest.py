@@ -1,7 +1,14 @@
 """Puts this folder on the import path, where `helpers` is."""
 
+import os
+
 import pytest
+from gpu import has_gpu
 from hypothesis import settings
+
+# Where there is no GPU, numba runs the kernels for it in Python; it has to know before it is imported.
+if not has_gpu():
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 # Machines that run tests are shared and slow at times: examples have no deadline of their own.
 settings.register_profile("collcomp", deadline=None, print_blob=True)

@@ -12,9 +12,10 @@ import numpy as np
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
 from collcomp.codecs.streams import random_key
+from collcomp.devices import counters, empty, on_device, read
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, cuda, kernels_for
 
 __all__ = ["BlockCodec", "RoundedBlockCodec"]
 
@@ -54,10 +55,10 @@ class BlockCodec(Codec):
         return None
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load(self._kernels).encode, (src,), payload, stream)
+        return self._run_named("encode", (src,), payload, stream)
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load(self._kernels).encode_keep, (src, kept), payload, stream)
+        return self._run_named("encode_keep", (src, kept), payload, stream)
 
     def _encode_sum(
         self,
@@ -72,6 +73,10 @@ class BlockCodec(Codec):
         if not frames or any(frame.extra for frame in frames):
             return None
         others = [self._checked_sections(frame) for frame in frames]
+        if on_device(own):
+            kept = empty(own.size, own.dtype, own) if kept is None else kept
+            before = (tuple(one.scales for one in others), tuple(one.codes for one in others))
+            return self._run_on_device("encode_sum", (own, position, divisor, kept), payload, stream, before)
         total = np.empty(max(self.block, self._group), own.dtype)
         given = 1 if kept is None else 2
 
@@ -95,13 +100,20 @@ class BlockCodec(Codec):
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        return self._run(cpu.load(self._kernels).encode_feedback, (src, residual), payload, stream)
+        return self._run_named("encode_feedback", (src, residual), payload, stream)
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        self._unpack(cpu.load(self._kernels).decode, frame, dst)
+        self._unpack("decode", frame, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        self._unpack(cpu.load(self._kernels).decode_add, frame, acc)
+        self._unpack("decode_add", frame, acc)
+
+    def _run_named(
+        self, name: str, arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
+    ) -> tuple[int, int]:
+        if on_device(payload):
+            return self._run_on_device(name, arrays, payload, stream)
+        return self._run(getattr(cpu.load(self._kernels), name), arrays, payload, stream)
 
     def _run(
         self, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...], payload: np.ndarray, stream: int
@@ -136,10 +148,47 @@ class BlockCodec(Codec):
         payload[stop : align(stop)] = 0
         return align(stop) + raw_count * size, found
 
-    def _unpack(self, kernel: Callable[..., None], frame: Frame, dst: np.ndarray) -> None:
+    def _run_on_device(
+        self, name: str, arguments: tuple[Any, ...], payload: Any, stream: int, before: tuple[Any, ...] = ()
+    ) -> tuple[int, int]:
+        """Encode by the device's kernel `name`, whose first arguments are `before` and `arguments`.
+
+        The last of these are the values, or what has become of them. It waits for the number of raw blocks.
+        """
+        held = arguments[-1]
+        kernels, how = cuda.load(self._kernels), self._how(0)[:1]
+        scales, codes, raw = self._sections(payload, held.size, held.dtype)
+        gap = payload[scales.nbytes : self._codes_offset(held.size)]
+        if gap.size:
+            gap.fill(0)
+        if not held.size:
+            return codes.nbytes, 0
+        getattr(kernels, name)(*before, *arguments, scales, codes, self.block, *how, self._key(stream), counters())
+        found = read()[0]
+        stop = self._codes_offset(held.size) + codes.nbytes
+        if not found:
+            return stop, 0
+        payload[stop : align(stop)].fill(0)
+        places = empty(len(scales), np.dtype(np.int32), payload)
+        kernels.locate(scales, places)
+        kernels.copy_raw(held, scales, places, self.block, *how, raw, name == "encode_feedback")
+        rest = held.size % self.block
+        short = self.block - self._padded_count(rest) if rest and self._is_raw(scales[-1:]) else 0
+        return align(stop) + (found * self.block - short) * held.itemsize, found
+
+    def _unpack(self, name: str, frame: Frame, dst: np.ndarray) -> None:
         count, how = dst.size, self._how(0)[:1]
         blocks, rest = divmod(count, self.block)
         scales, codes, raw = self._checked_sections(frame)
+        kernel = getattr(kernels_for(dst, self._kernels), name)
+        if on_device(dst):
+            places = None
+            if frame.extra:
+                places = empty(len(scales), np.dtype(np.int32), dst)
+                cuda.load(self._kernels).locate(scales, places)
+            if count:
+                kernel(scales, codes, raw, self.block, *how, dst, places)
+            return
         full = count - rest
         whole = full // self._codes_per_byte
         if blocks:
@@ -163,16 +212,19 @@ class BlockCodec(Codec):
         if frame.payload.size < nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
         scales = self._scales(frame.payload, count)
-        kernels = cpu.load(self._kernels)
-        found = kernels.count_raw(scales)
+        found = frame.extra if on_device(scales) else cpu.load(self._kernels).count_raw(scales)
         if found != frame.extra:
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
         if found:
             rest = count % self.block
-            missing = self.block - self._padded_count(rest) if rest and kernels.count_raw(scales[-1:]) else 0
+            missing = self.block - self._padded_count(rest) if rest and self._is_raw(scales[-1:]) else 0
             nbytes = self._raw_offset(count) + (found * self.block - missing) * dtype.itemsize
         frame.check_nbytes(nbytes)
         return self._sections(frame.payload, count, dtype)
+
+    def _is_raw(self, scale: np.ndarray) -> bool:
+        """Whether a block with this scale is raw; on a device it waits."""
+        return bool(cpu.load(self._kernels).count_raw(scale.get() if on_device(scale) else scale))
 
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
         start = self._codes_offset(count)

@@ -1,0 +1,75 @@
+"""How kernels are compiled and launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+__all__ = ["LANES", "SIMULATED", "THREADS", "grid", "inlined", "kernel", "launch"]
+
+#: Whether numba runs kernels in its simulator, thread by thread in Python (``NUMBA_ENABLE_CUDASIM=1``).
+SIMULATED = bool(config.ENABLE_CUDASIM)
+#: Threads of a warp, and of a thread block. The simulator pays for every thread, so there are few.
+LANES = 32
+THREADS = 64 if SIMULATED else 256
+#: Thread blocks that a multiprocessor has at once; loops over the grid are as long as the message needs.
+_BLOCKS_PER_MULTIPROCESSOR = 2048 // 256
+
+
+def kernel(function: Callable) -> Any:
+    """A kernel, compiled when it is first launched with new types.
+
+    No fastmath: results are the bits that CPUs give. That is not enough: LLVM contracts ``a * b + c`` all the same, so
+    products that something is added to are written as `primitives.product`.
+    """
+    return cuda.jit(function)
+
+
+def inlined(function: Callable) -> Any:
+    """A function that kernels call."""
+    if SIMULATED and "cuda" not in function.__code__.co_names:
+        return function  # the simulator's own wrapper, which hands `cuda` in, costs more than the call
+    return cuda.jit(function, device=True)
+
+
+def grid(parts: int) -> int:
+    """How many thread blocks to launch for work that consists of so many parts, each for one thread block."""
+    return max(1, min(parts, _blocks_at_once()))
+
+
+def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) -> None:
+    """Launch a kernel on the stream that its first array names; nothing is waited for."""
+    passed = [_passed(argument) for argument in arguments]
+    if SIMULATED:
+        function[blocks, threads](*passed)
+        return
+    stream = next(a.__cuda_array_interface__.get("stream") for a in arguments if hasattr(a, "__cuda_array_interface__"))
+    function[blocks, threads, cuda.external_stream(stream or 0)](*passed)
+
+
+def _passed(argument: Any) -> Any:
+    """An argument as numba takes it: without its own conversion, which would wait for the array's stream."""
+    if isinstance(argument, tuple):
+        return tuple(_passed(item) for item in argument)
+    if not hasattr(argument, "__cuda_array_interface__"):
+        return argument
+    if SIMULATED:
+        return cuda.simulator.cudadrv.devicearray.FakeCUDAArray(_host_view(argument))
+    return cuda.as_cuda_array(argument, sync=False)
+
+
+def _host_view(array: Any) -> np.ndarray:
+    """What lies at an array's address, which in the simulator is one of the host's."""
+    holder = SimpleNamespace(__array_interface__={**array.__cuda_array_interface__, "version": 3})
+    return np.asarray(holder)
+
+
+def _blocks_at_once() -> int:
+    if SIMULATED:
+        return 2
+    return cuda.get_current_device().MULTIPROCESSOR_COUNT * _BLOCKS_PER_MULTIPROCESSOR

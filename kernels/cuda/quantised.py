@@ -1,0 +1,393 @@
+"""Block quantisation (see `kernels.cpu.quantised`): one warp a block.
+
+Shapes, for messages of `count` elements in n blocks of `block`, a multiple of the number of planes: `src`, `dst`,
+`acc`, `kept`, `residual` (count,) float32 or float64; `scales` (n,) or, with offsets, (n, 2) float32; `codes` uint8,
+one for as many elements as there are planes, the last block's rounded up; `places` (n,) int32; `counters` int32.
+
+Raw blocks are written and read only by those who know of some: an encoder adds their number to `counters`, `locate`
+numbers them and `copy_raw` copies them; decoders that are given no `places` decode them as NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from collcomp.kernels.cuda.bits import random32
+from collcomp.kernels.cuda.blocks import Format, coding, decoding, inverse_of, measuring
+from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.primitives import lane_sums_before, meet
+
+__all__ = ["copy_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum", "locate"]
+
+_WARPS = THREADS // LANES
+
+
+def encode(
+    src: Any, scales: Any, codes: Any, block: int, planes: tuple[int, ...], key: int | None, counters: Any
+) -> None:
+    """Encode `src`; `key` is that of the random stream, None rounds to nearest."""
+    _encode("encode", src, src, (), 0, 1, scales, codes, block, planes, key, counters)
+
+
+def encode_keep(
+    src: Any, kept: Any, scales: Any, codes: Any, block: int, planes: tuple[int, ...], key: int | None, counters: Any
+) -> None:
+    """`encode`, and write what `decode` will give into `kept`, which may be `src`; raw blocks as they are."""
+    _encode("keep", src, kept, (), 0, 1, scales, codes, block, planes, key, counters)
+
+
+def encode_feedback(
+    src: Any,
+    residual: Any,
+    scales: Any,
+    codes: Any,
+    block: int,
+    planes: tuple[int, ...],
+    key: int | None,
+    counters: Any,
+) -> None:
+    """Encode ``src + residual`` and leave in `residual` what was rounded off, raw blocks until they are cleared."""
+    _encode("feedback", src, residual, (), 0, 1, scales, codes, block, planes, key, counters)
+
+
+def encode_sum(
+    scales_of_others: tuple[Any, ...],
+    codes_of_others: tuple[Any, ...],
+    own: Any,
+    position: int,
+    divisor: float,
+    kept: Any,
+    scales: Any,
+    codes: Any,
+    block: int,
+    planes: tuple[int, ...],
+    key: int | None,
+    counters: Any,
+) -> None:
+    """Encode the sum over all ranks, in rank order; the operands of the others have no raw blocks.
+
+    Parameters as for the CPU, but `kept` is always given: sums are formed there. It may be `own`.
+    """
+    others = (scales_of_others, codes_of_others)
+    _encode("sum", own, kept, others, position, divisor, scales, codes, block, planes, key, counters)
+
+
+def decode(
+    scales: Any, codes: Any, raw: Any, block: int, planes: tuple[int, ...], dst: Any, places: Any = None
+) -> None:
+    """Decode into `dst`."""
+    _decode(False, scales, codes, raw, block, planes, dst, places)
+
+
+def decode_add(
+    scales: Any, codes: Any, raw: Any, block: int, planes: tuple[int, ...], acc: Any, places: Any = None
+) -> None:
+    """Decode and add to `acc`."""
+    _decode(True, scales, codes, raw, block, planes, acc, places)
+
+
+def locate(scales: Any, places: Any) -> None:
+    """Write to `places` how many raw blocks come before each."""
+    launch(_locator(scales.ndim), 1, scales, places)
+
+
+def copy_raw(src: Any, scales: Any, places: Any, block: int, planes: tuple[int, ...], raw: Any, clear: bool) -> None:
+    """Copy the raw blocks of `src` to `raw`, the last one padded as it is for coding; `clear` them in `src` then."""
+    copier = _copier(Format.of(src, scales, planes), clear)
+    launch(copier, grid(-(-len(scales) // _WARPS)), src, scales, places, block, raw)
+
+
+def _encode(
+    mode: str,
+    src: Any,
+    dst: Any,
+    others: tuple[Any, ...],
+    position: int,
+    divisor: float,
+    scales: Any,
+    codes: Any,
+    block: int,
+    planes: tuple[int, ...],
+    key: int | None,
+    counters: Any,
+) -> None:
+    form = Format.of(src, scales, planes)
+    encoder = _encoder(form, mode, key is not None)
+    arrays = (src, dst, *others, position, form.real(divisor), block)
+    launch(encoder, grid(-(-len(scales) // _WARPS)), arrays, scales, codes, np.uint64(key or 0), counters)
+
+
+def _decode(
+    adds: bool, scales: Any, codes: Any, raw: Any, block: int, planes: tuple[int, ...], dst: Any, places: Any
+) -> None:
+    decoder = _decoder(Format.of(dst, scales, planes), adds, places is not None)
+    arguments = (scales, codes, dst, block) if places is None else (scales, codes, dst, block, raw, places)
+    launch(decoder, grid(-(-len(scales) // _WARPS)), arguments)
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+@inlined
+def _padded(used, planes):
+    """The length of a block with so many elements: even, and whole bytes of codes."""
+    multiple = max(2, planes)
+    return (used + multiple - 1) // multiple * multiple
+
+
+@functools.cache
+def _sections(asymmetric):
+    if asymmetric:
+
+        @inlined
+        def put(scales, b, scale, offset):
+            scales[b, 0] = scale
+            scales[b, 1] = offset
+
+        @inlined
+        def get(scales, b):
+            return scales[b, 0], scales[b, 1]
+
+    else:
+
+        @inlined
+        def put(scales, b, scale, offset):
+            scales[b] = scale
+
+        @inlined
+        def get(scales, b):
+            return scales[b], np.float32(0)
+
+    return put, get
+
+
+@functools.cache
+def _operand(form, mode):
+    """Element i of what is encoded: stored in ``arrays[1]`` where it is a sum."""
+    planes = form.planes
+    value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
+    if mode == "feedback":
+
+        @inlined
+        def element(arrays, i):
+            total = arrays[1][i] + arrays[0][i]
+            arrays[1][i] = total
+            return total
+
+    elif mode == "sum":
+
+        @inlined
+        def part(scales, codes, block, count, i):
+            b = i // block
+            start = b * block
+            width = _padded(min(block, count - start), planes) // planes
+            byte = codes[start // planes + (i - start) % width]
+            scale, offset = scale_of(scales, b)
+            return value_of(byte, (i - start) // width, scale, offset)
+
+        @inlined
+        def element(arrays, i):
+            own, kept, scales, codes, position, divisor, block = arrays
+            total = part(scales[0], codes[0], block, own.size, i)
+            if position < 2:  # either order of two operands gives the same sum
+                total = own[i] + total
+            for rank in range(1, len(scales)):
+                total += part(scales[rank], codes[rank], block, own.size, i)
+                if rank + 1 == position:
+                    total += own[i]
+            if divisor != 1:
+                total /= divisor
+            kept[i] = total
+            return total
+
+    else:
+
+        @inlined
+        def element(arrays, i):
+            return arrays[0][i]
+
+    return element
+
+
+@functools.cache
+def _outcome(mode):
+    """What becomes of element i: of what was encoded, or of the residual."""
+    if mode == "encode":
+
+        @inlined
+        def settle(dst, i, given, decoded):
+            pass
+
+    elif mode == "feedback":
+
+        @inlined
+        def settle(dst, i, given, decoded):
+            dst[i] = given - decoded
+
+    else:
+
+        @inlined
+        def settle(dst, i, given, decoded):
+            dst[i] = decoded
+
+    return settle
+
+
+@functools.cache
+def _encoder(form, mode, stochastic):
+    real, planes, asymmetric = form.real, form.planes, form.asymmetric
+    sums, keeps = mode in ("feedback", "sum"), mode == "keep"
+    measure, settle = measuring(form, _operand(form, mode)), _outcome(mode)
+    code_of, inverse_of_scale, value_of = coding(form, stochastic), inverse_of(form, stochastic), decoding(form)
+    put_scale, _ = _sections(asymmetric)
+
+    @kernel
+    def encoder(arrays, scales, codes, key, counters):
+        held = arrays[1] if sums else arrays[0]
+        dst, block, count = arrays[1], arrays[-1], held.size
+        lane = cuda.threadIdx.x % LANES
+        warp = cuda.grid(1) // LANES
+        for b in range(warp, len(scales), cuda.gridsize(1) // LANES):
+            start = b * block
+            used = min(block, count - start)
+            scale, offset = measure(arrays, start, used, lane)
+            meet()
+            padding = held[start + used - 1] if asymmetric else real(0)
+            meet()
+            length = _padded(used, planes)
+            width, half = length // planes, length // 2
+            raw = np.isnan(scale)
+            if lane == 0:
+                put_scale(scales, b, scale, offset)
+                if raw:
+                    cuda.atomic.add(counters, 0, 1)
+            inverse = inverse_of_scale(scale)
+            noise = random32(key, b) if stochastic else np.uint64(0)
+            for j in range(lane, width, LANES):
+                byte = 0
+                for plane in range(planes):
+                    i = plane * width + j
+                    x = held[start + i] if i < used else padding
+                    if not raw:
+                        byte |= code_of(x, i, half, offset, inverse, noise) << (plane * (8 // planes))
+                codes[start // planes + j] = byte
+                for plane in range(planes):
+                    i = plane * width + j
+                    if i < used:
+                        x = held[start + i]
+                        if not raw:
+                            settle(dst, start + i, x, value_of(byte, plane, scale, offset))
+                        elif keeps:
+                            dst[start + i] = x
+
+    return encoder
+
+
+@functools.cache
+def _decoder(form, adds, with_raw):
+    planes = form.planes
+    value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
+
+    @inlined
+    def place(dst, i, value):
+        if adds:
+            dst[i] += value
+        else:
+            dst[i] = value
+
+    if with_raw:
+
+        @inlined
+        def raw_element(arguments, b, i):
+            raw, places, block = arguments[4], arguments[5], arguments[3]
+            at = np.int64(places[b]) * block + i
+            return raw[at] if at < raw.size else raw.dtype.type(np.nan)
+
+    else:
+
+        @inlined
+        def raw_element(arguments, b, i):
+            return arguments[2].dtype.type(np.nan)
+
+    @kernel
+    def decoder(arguments):
+        scales, codes, dst, block = arguments[0], arguments[1], arguments[2], arguments[3]
+        lane = cuda.threadIdx.x % LANES
+        for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
+            start = b * block
+            used = min(block, dst.size - start)
+            width = _padded(used, planes) // planes
+            scale, offset = scale_of(scales, b)
+            raw = np.isnan(scale)
+            for j in range(lane, width, LANES):
+                byte = codes[start // planes + j]
+                for plane in range(planes):
+                    i = plane * width + j
+                    if i < used:
+                        value = raw_element(arguments, b, i) if raw else value_of(byte, plane, scale, offset)
+                        place(dst, start + i, value)
+
+    return decoder
+
+
+@functools.cache
+def _locator(ndim):
+    _, scale_of = _sections(ndim == 2)
+
+    @kernel
+    def locator(scales, places):
+        """By one thread block: each warp counts its 32 of every `THREADS` scales, then adds what the others counted."""
+        found = cuda.shared.array(_WARPS, np.int32)
+        thread = cuda.threadIdx.x
+        lane, warp = thread % LANES, thread // LANES
+        total = 0
+        for first in range(0, len(scales), THREADS):
+            b = first + thread
+            raw = np.int32(0)
+            if b < len(scales):
+                scale, _ = scale_of(scales, b)
+                raw = np.int32(np.isnan(scale))
+            before, in_warp = lane_sums_before(raw)
+            if lane == 0:
+                found[warp] = in_warp
+            cuda.syncthreads()
+            in_block = 0
+            for other in range(_WARPS):
+                if other == warp:
+                    before += in_block
+                in_block += found[other]
+            if b < len(scales):
+                places[b] = total + before
+            total += in_block
+            cuda.syncthreads()
+
+    return locator
+
+
+@functools.cache
+def _copier(form, clear):
+    real, planes, asymmetric = form.real, form.planes, form.asymmetric
+    _, scale_of = _sections(asymmetric)
+
+    @kernel
+    def copier(src, scales, places, block, raw):
+        lane = cuda.threadIdx.x % LANES
+        for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
+            scale, _ = scale_of(scales, b)
+            if not np.isnan(scale):
+                continue
+            start = b * block
+            used = min(block, src.size - start)
+            at = np.int64(places[b]) * block
+            padding = src[start + used - 1] if asymmetric else real(0)
+            meet()
+            for i in range(lane, _padded(used, planes), LANES):
+                raw[at + i] = src[start + i] if i < used else padding
+                if clear and i < used:
+                    src[start + i] = 0
+
+    return copier

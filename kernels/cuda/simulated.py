@@ -1,0 +1,93 @@
+"""`primitives` for numba's simulator, which has no warps: lanes leave their values where the others find them."""
+
+import numpy as np
+from numba import cuda
+
+from collcomp.kernels.cuda.jit import LANES, THREADS, inlined
+
+__all__ = [
+    "bits_of",
+    "float_of",
+    "lane_sums_before",
+    "largest_of_lanes",
+    "meet",
+    "product",
+    "smallest_of_lanes",
+    "sum_by_halves",
+    "value_of_lane",
+    "votes",
+]
+
+_TWINS = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
+_TWIN_OF = {np.dtype(twin): kind.type for kind, twin in _TWINS.items()}
+
+
+@inlined
+def bits_of(x):
+    return x.view(_TWINS[x.dtype])
+
+
+@inlined
+def float_of(bits):
+    return bits.view(_TWIN_OF[bits.dtype])
+
+
+@inlined
+def product(a, b):
+    return a * b
+
+
+# The simulator runs one thread block at a time. Its own shared memory would cost a look at the stack each time.
+_BOX = [None] * THREADS
+
+
+@inlined
+def _lanes(value):
+    """The values of all lanes of this warp."""
+    me = cuda.threadIdx.x
+    first = me - me % LANES
+    _BOX[me] = value
+    cuda.syncthreads()
+    values = _BOX[first : first + LANES]
+    cuda.syncthreads()
+    return values
+
+
+@inlined
+def largest_of_lanes(value):
+    return max(_lanes(value))
+
+
+@inlined
+def smallest_of_lanes(value):
+    return min(_lanes(value))
+
+
+@inlined
+def sum_by_halves(value):
+    values = _lanes(value)
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [values[i] + values[half + i] for i in range(half)]
+    return values[0]
+
+
+@inlined
+def value_of_lane(value, lane):
+    return _lanes(value)[lane]
+
+
+@inlined
+def votes(condition):
+    return np.uint32(sum(bool(vote) << lane for lane, vote in enumerate(_lanes(condition))))
+
+
+@inlined
+def lane_sums_before(value):
+    values = _lanes(value)
+    return sum(values[: cuda.laneid], type(value)(0)), sum(values, type(value)(0))
+
+
+@inlined
+def meet():
+    cuda.syncthreads()

@@ -1,0 +1,29 @@
+"""Kernels for GPUs as a compiler sees them: they compile, and nothing in them rounds otherwise than the CPU's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FAMILIES = sorted(path.stem for path in HERE.glob("test_cuda_*.py") if "def launch_all(" in path.read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_contracted_or_widened(family):
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
+    command = [sys.executable, str(HERE / "compile_cuda.py"), family]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    kernels = [line for line in lines if "kernel" in line]
+    assert len(kernels) >= 2
+    real = None
+    for line in lines:
+        real = line.get("real", real)
+        if "kernel" in line:
+            assert line["contracted"] == 0, line
+            assert real != "float32" or line["doubles"] == 0, line

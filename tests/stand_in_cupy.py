@@ -1,0 +1,182 @@
+"""The part of CuPy that collcomp uses, on the host's memory: for tests where there is no GPU.
+
+What CuPy refuses this refuses, too: arrays on a device are not taken for the host's, nor the other way round.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+__all__ = ["asarray", "asnumpy", "cuda", "empty", "empty_like", "ndarray", "zeros"]
+
+
+class ndarray:  # noqa: N801 - CuPy's name
+    """A NumPy array that is not one."""
+
+    __array_priority__ = 100
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        interface = self._host.__array_interface__
+        return {**interface, "version": 3, "stream": 1}
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        if out is not None:
+            kwargs["out"] = tuple(_host(o) for o in out)
+        result = getattr(ufunc, method)(*map(_host, inputs), **kwargs)
+        return out[0] if out is not None else _device(result)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("dtype", "size", "nbytes", "itemsize", "ndim", "shape", "flags", "strides"):
+            return getattr(self._host, name)
+        raise AttributeError(f"the stand-in for CuPy has no {name!r}")
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(id=0)
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self._host.__array_interface__["data"][0])
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __getitem__(self, index: Any) -> ndarray:
+        return ndarray(np.asarray(self._host[index]))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._host[index] = _host(value)
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def __float__(self) -> float:
+        return float(self._host)
+
+    def view(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.view(dtype))
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return ndarray(self._host.reshape(*shape))
+
+    def ravel(self) -> ndarray:
+        return ndarray(self._host.ravel())
+
+    def copy(self) -> ndarray:
+        return ndarray(self._host.copy())
+
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        return ndarray(self._host.astype(dtype, copy=copy))
+
+    def fill(self, value: Any) -> None:
+        self._host.fill(value)
+
+    def get(self, stream: Any = None, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
+        """A copy on the host, in `out` where there is one."""
+        if out is None:
+            return self._host.copy()
+        out[...] = self._host
+        return out
+
+    def set(self, host: np.ndarray, stream: Any = None) -> None:
+        """Copy from the host."""
+        if not isinstance(host, np.ndarray):
+            raise TypeError("only NumPy arrays can be copied from the host")
+        self._host[...] = host
+
+    def __iadd__(self, other: Any) -> ndarray:
+        self._host += _host(other)
+        return self
+
+    def __isub__(self, other: Any) -> ndarray:
+        self._host -= _host(other)
+        return self
+
+    def __imul__(self, other: Any) -> ndarray:
+        self._host *= _host(other)
+        return self
+
+    def __itruediv__(self, other: Any) -> ndarray:
+        self._host /= _host(other)
+        return self
+
+    def __add__(self, other: Any) -> ndarray:
+        return ndarray(self._host + _host(other))
+
+    def __sub__(self, other: Any) -> ndarray:
+        return ndarray(self._host - _host(other))
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError(f"Unsupported type {type(value)}")
+    return value
+
+
+def _device(value: Any) -> Any:
+    return ndarray(np.asarray(value))
+
+
+def asarray(value: Any) -> ndarray:
+    """`value` itself where it lies on the device, else a copy there."""
+    if isinstance(value, ndarray):
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        holder = type("Holder", (), {"__array_interface__": {**value.__cuda_array_interface__, "version": 3}})()
+        return ndarray(np.asarray(holder))
+    return ndarray(np.array(value))
+
+
+def asnumpy(value: Any, stream: Any = None, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
+    """A copy on the host."""
+    return value.get(out=out)
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    """Uninitialised, and so that it shows when it is used."""
+    host = np.empty(shape, dtype)
+    host.view(np.uint8).fill(0xAB) if host.size else None
+    return ndarray(host)
+
+
+def empty_like(array: ndarray, dtype: Any = None) -> ndarray:
+    """`empty`, of the shape of `array`."""
+    return empty(array.shape, dtype or array.dtype)
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    """Zeros on the device."""
+    return ndarray(np.zeros(shape, dtype))
+
+
+class _Stream:
+    ptr = 1
+    capturing = False
+
+    def synchronize(self) -> None:
+        pass
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+
+_STREAM = _Stream()
+cuda = SimpleNamespace(
+    get_current_stream=lambda: _STREAM,
+    runtime=SimpleNamespace(getDevice=lambda: 0),
+)
