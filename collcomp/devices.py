@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["INSTALL", "counters", "cupy", "device_of", "empty", "like", "on_device", "read", "zeros"]
+__all__ = [
+    "INSTALL",
+    "counters",
+    "cupy",
+    "device_of",
+    "empty",
+    "like",
+    "on_device",
+    "read",
+    "to_device",
+    "to_host",
+    "zeros",
+]
 
 #: What to do where something for CUDA is missing.
 INSTALL = "pip install 'collcomp[cuda13]' (or cuda12, for drivers before 580) on a machine with an NVIDIA GPU"
@@ -49,6 +61,18 @@ def zeros(count: int, dtype: np.dtype, beside: Any) -> Any:
 def like(host: np.ndarray, beside: Any) -> Any:
     """The values of `host` where the array `beside` lies: itself, or a copy on the device."""
     return cupy().asarray(host) if on_device(beside) else host
+
+
+def to_device(host: np.ndarray) -> Any:
+    """A copy of `host` on the current device; complete when this returns."""
+    copy = cupy().empty(host.size, host.dtype)
+    copy.set(host)
+    return copy
+
+
+def to_host(array: Any, dst: np.ndarray) -> None:
+    """Copy a device's array to `dst`; complete when this returns."""
+    array.get(out=dst)
 
 
 def counters() -> Any:

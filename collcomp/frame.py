@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from collcomp.devices import like
 from collcomp.errors import FrameError
 
 __all__ = ["ALIGNMENT", "DTYPES", "HEADER_NBYTES", "Envelope", "Frame", "align", "dtype_code"]
@@ -154,4 +155,5 @@ class Frame:
         head = _BODY.pack(
             _MAGIC, codec, dtype_code(envelope.dtype), config, envelope.sequence, count, nbytes, extra, envelope.total
         )
-        buffer[:HEADER_NBYTES] = np.frombuffer(head + _CRC.pack(zlib.crc32(head)), np.uint8)
+        header = np.frombuffer(head + _CRC.pack(zlib.crc32(head)), np.uint8)
+        buffer[:HEADER_NBYTES] = like(header, buffer)

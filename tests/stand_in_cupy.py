@@ -81,6 +81,9 @@ class ndarray:  # noqa: N801 - CuPy's name
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:
         return ndarray(self._host.astype(dtype, copy=copy))
 
+    def tobytes(self) -> bytes:
+        return self._host.tobytes()
+
     def fill(self, value: Any) -> None:
         self._host.fill(value)
 

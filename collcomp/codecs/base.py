@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
+from collcomp.devices import device_of, empty, on_device, to_device, to_host
 from collcomp.errors import FrameError
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 
@@ -27,6 +28,19 @@ def working_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype in _NARROW else dtype
 
 
+def payload_beside(values: np.ndarray, dst: np.ndarray) -> np.ndarray:
+    """Where the payload of frame `dst` is to be written: there, or on the device where `values` lie apart from it."""
+    payload = dst[HEADER_NBYTES:]
+    return payload if on_device(values) == on_device(dst) else empty(payload.size, payload.dtype, values)
+
+
+def frame_beside(frame: Frame, values: np.ndarray) -> Frame:
+    """`frame` with its payload on the device where `values` lie there."""
+    if on_device(frame.payload) or not on_device(values):
+        return frame
+    return dataclasses.replace(frame, payload=to_device(frame.payload))
+
+
 class Codec(ABC):
     """Encodes one-dimensional contiguous arrays into frames and decodes them.
 
@@ -36,7 +50,8 @@ class Codec(ABC):
     A family implements `max_payload_nbytes`, `_encode` and `_decode`; it overrides `_decode_add`, `_encode_keep`,
     `_encode_feedback` and `_encode_sum` where one fused pass is faster, and `reduction` where its payloads add. The
     underscored methods see the bare payload and values in a working dtype (float32 or float64), those of a lossless
-    codec in any dtype that can travel; the public ones add the header, its checks, and 16-bit floats.
+    codec in any dtype that can travel; the public ones add the header, its checks, 16-bit floats, and copies of
+    payloads from a device to the host and back, where values lie on the one and frames on the other.
     """
 
     #: Name in specs.
@@ -63,6 +78,8 @@ class Codec(ABC):
     later_fields: ClassVar[tuple[str, ...]] = ()
     #: A module that it needs and that collcomp does not depend on.
     library: ClassVar[str | None] = None
+    #: The underscored methods take arrays that lie on a CUDA device, too: all arguments then do.
+    on_devices: ClassVar[bool] = False
     #: Elements that are encoded together; segments are cut at multiples of it.
     block: int = 1
     #: Error feedback is on: calls must name a `key`.
@@ -83,7 +100,7 @@ class Codec(ABC):
         """Decode into `dst` (`frame.count` elements); `FrameError` when the payload contradicts the header."""
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        decoded = np.empty(acc.size, frame.dtype if self.lossless else acc.dtype)
+        decoded = empty(acc.size, frame.dtype if self.lossless else acc.dtype, acc)
         self._decode(frame, decoded)
         np.add(acc, decoded, out=acc, casting="same_kind")
 
@@ -233,20 +250,22 @@ class Codec(ABC):
             Bytes written.
         """
         values = self._prepared(src, envelope)
-        return self._finish(dst, src, envelope, self._encode(values, dst[HEADER_NBYTES:], stream))
+        payload = payload_beside(values, dst)
+        return self._finish(dst, src, envelope, payload, self._encode(values, payload, stream))
 
     def encode_keep(
         self, src: np.ndarray, kept: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
     ) -> int:
         """`encode`, and write what a receiver will decode into `kept` (may be `src` itself, or a narrower dtype)."""
         values = self._prepared(src, envelope)
+        payload = payload_beside(values, dst)
         if self.lossless:
-            written = self._finish(dst, src, envelope, self._encode(values, dst[HEADER_NBYTES:], stream))
+            written = self._finish(dst, src, envelope, payload, self._encode(values, payload, stream))
             if not np.may_share_memory(values, kept):
                 kept[...] = values
             return written
         wide = kept if kept.dtype == values.dtype else np.empty_like(values)
-        written = self._finish(dst, src, envelope, self._encode_keep(values, wide, dst[HEADER_NBYTES:], stream))
+        written = self._finish(dst, src, envelope, payload, self._encode_keep(values, wide, payload, stream))
         if wide is not kept:
             kept[...] = wide
         return written
@@ -285,8 +304,11 @@ class Codec(ABC):
         """
         if own.dtype not in _WIDE or (kept is not None and kept.dtype != own.dtype):
             return None
-        outcome = self._encode_sum(frames, own, position, divisor, kept, dst[HEADER_NBYTES:], stream)
-        return None if outcome is None else self._finish(dst, own, envelope, outcome)
+        self._check_device(own)
+        payload = payload_beside(own, dst)
+        frames = [frame_beside(frame, own) for frame in frames]
+        outcome = self._encode_sum(frames, own, position, divisor, kept, payload, stream)
+        return None if outcome is None else self._finish(dst, own, envelope, payload, outcome)
 
     def encode_feedback(
         self,
@@ -314,19 +336,22 @@ class Codec(ABC):
             Bytes written.
         """
         values = self._prepared(src, envelope)
+        payload = payload_beside(values, dst)
         kept: Any = residual  # None only where the codec expects it
-        outcome = self._encode_feedback(values, kept, dst[HEADER_NBYTES:], stream, {} if state is None else state)
-        return self._finish(dst, src, envelope, outcome)
+        outcome = self._encode_feedback(values, kept, payload, stream, {} if state is None else state)
+        return self._finish(dst, src, envelope, payload, outcome)
 
     def decode(self, frame: Frame, dst: np.ndarray) -> None:
         """Decode `frame` into `dst` (its message's dtype or its working dtype); `FrameError` when it does not fit."""
         self.check(frame, dst.size)
         self._check_dtype(frame, dst.dtype)
+        self._check_device(dst)
+        frame = frame_beside(frame, dst)
         seen = frame.dtype if self.lossless else working_dtype(dst.dtype)
         if self.verbatim or dst.dtype == seen:
             self._decode(frame, dst)
         else:
-            decoded = np.empty(dst.size, seen)
+            decoded = empty(dst.size, seen, dst)
             self._decode(frame, decoded)
             with np.errstate(over="ignore"):
                 dst[...] = decoded
@@ -335,7 +360,8 @@ class Codec(ABC):
         """Decode `frame` and add it to `acc` (working dtype)."""
         self.check(frame, acc.size)
         self._check_dtype(frame, acc.dtype)
-        self._decode_add(frame, acc)
+        self._check_device(acc)
+        self._decode_add(frame_beside(frame, acc), acc)
 
     def check(self, frame: Frame, count: int) -> None:
         """`FrameError` unless `frame` comes from an equal codec and holds `count` elements."""
@@ -398,12 +424,17 @@ class Codec(ABC):
                 config[field.name] = value._first_config() if isinstance(value, Codec) else value
         return config
 
-    def _finish(self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, outcome: tuple[int, int]) -> int:
+    def _finish(
+        self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, payload: np.ndarray, outcome: tuple[int, int]
+    ) -> int:
         nbytes, extra = outcome
+        if on_device(payload) != on_device(dst):
+            to_host(payload[:nbytes], dst[HEADER_NBYTES : HEADER_NBYTES + nbytes])
         self.write_header(dst, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
     def _prepared(self, src: np.ndarray, envelope: Envelope | None) -> np.ndarray:
+        self._check_device(src)
         if self.lossless:
             return src if envelope is None else src.astype(envelope.dtype, copy=False)
         if src.dtype in _WIDE:
@@ -416,6 +447,10 @@ class Codec(ABC):
         expected = working_dtype(dtype)
         if working_dtype(frame.dtype) != expected or not (self.lossless or expected in _WIDE):
             raise FrameError(f"dtype: the sender's frame holds {frame.dtype}, this rank expects {dtype}")
+
+    def _check_device(self, array: np.ndarray) -> None:
+        if on_device(array) and not self.on_devices:
+            raise TypeError(f"codec: {self.spec!r} has kernels for the CPU only, the values are on {device_of(array)}")
 
     def _frame_of(self, src: np.ndarray, payload: np.ndarray, extra: int) -> Frame:
         return Frame(self.number, src.dtype, self.digest, 0, src.size, extra, src.size, payload)

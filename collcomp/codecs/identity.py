@@ -22,6 +22,7 @@ class Identity(Codec):
     summary: ClassVar[str] = "the values themselves, for algorithms without compression"
     lossless: ClassVar[bool] = True
     verbatim: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     @property
     def monotone(self) -> bool:

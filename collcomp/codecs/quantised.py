@@ -19,6 +19,7 @@ class _Quantiser(RoundedBlockCodec):
     """Levels at equal distances: multiples of the scale, or counted from the block's least element."""
 
     later_fields: ClassVar[tuple[str, ...]] = ("asymmetric",)
+    on_devices: ClassVar[bool] = True
 
     asymmetric: bool = False
 

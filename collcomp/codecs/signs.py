@@ -42,6 +42,7 @@ class Sign(BlockCodec):
     codec_id: ClassVar[str] = "sign"
     number: ClassVar[int] = 12
     summary: ClassVar[str] = "one bit an element, times the mean magnitude of its block"
+    on_devices: ClassVar[bool] = True
     _codes_per_byte: ClassVar[int] = 8
 
     feedback: bool = False

@@ -86,3 +86,20 @@ def _check_sum(codec, x, sums):
     assert found == outcome
     assert np.array_equal(to_host(device_room)[: found[0]], room[: outcome[0]])
     assert_same_bits(device_kept, kept)
+
+
+def check_frames(codec, x):
+    """The public methods give the same for values on a device, with frames beside them and on the host."""
+    frame = np.zeros(codec.max_encoded_nbytes(x.size, x.dtype), np.uint8)
+    nbytes = codec.encode(x, frame, stream=STREAM)
+    values, staged, beside = to_device(x), np.zeros_like(frame), to_device(np.zeros_like(frame))
+    assert codec.encode(values, staged, stream=STREAM) == nbytes
+    assert codec.encode(values, beside, stream=STREAM) == nbytes
+    assert np.array_equal(staged[:nbytes], frame[:nbytes])
+    assert np.array_equal(to_host(beside)[:nbytes], frame[:nbytes])
+    decoded, found = np.zeros_like(x), [to_device(np.zeros_like(x)) for _ in range(2)]
+    codec.decode(Frame.read(frame[:nbytes]), decoded)
+    codec.decode(Frame.read(staged[:nbytes]), found[0])
+    codec.decode(Frame.read(beside[:nbytes]), found[1])
+    for one in found:
+        assert np.array_equal(to_host(one).view(np.uint8), decoded.view(np.uint8))

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from on_device import check_same
+from device import to_device
+from on_device import check_frames, check_same
 
 from collcomp.codecs import as_codec
 
@@ -42,3 +43,15 @@ def test_block_codecs(spec, real, count):
 @pytest.mark.parametrize("count", [0, 1, 17])
 def test_short_messages(count):
     check_same(as_codec("int4"), np.linspace(-1, 2, count).astype(np.float32), residual=np.ones(count, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "bfloat16"])
+@pytest.mark.parametrize("spec", ["int8", "identity"])
+def test_frames(spec, dtype):
+    check_frames(as_codec(spec), np.linspace(-3, 1, 70).astype(np.dtype(dtype)))
+
+
+def test_a_codec_without_kernels_for_devices_says_so():
+    codec, x = as_codec("loco"), to_device(np.ones(20, np.float32))
+    with pytest.raises(TypeError, match=r"'loco' has kernels for the CPU only, the values are on cuda:0"):
+        codec.encode(x, np.zeros(codec.max_encoded_nbytes(20, x.dtype), np.uint8))
