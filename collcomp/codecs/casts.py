@@ -12,7 +12,7 @@ from collcomp.codecs.checks import check_choice, check_flag, check_integer
 from collcomp.codecs.streams import random_key
 from collcomp.errors import FrameError
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import kernels_for
 
 __all__ = ["BF16", "FP16"]
 
@@ -51,24 +51,24 @@ class _Cast(Codec):
         return 2 * count
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        cpu.load("casts").encode(src, self._codes(payload, src.size), self._key(stream))
+        kernels_for(src, "casts").encode(src, self._codes(payload, src.size), self._key(stream))
         return 2 * src.size, 0
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        cpu.load("casts").encode_keep(src, kept, self._codes(payload, src.size), self._key(stream))
+        kernels_for(src, "casts").encode_keep(src, kept, self._codes(payload, src.size), self._key(stream))
         return 2 * src.size, 0
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        cpu.load("casts").encode_feedback(src, residual, self._codes(payload, src.size), self._key(stream))
+        kernels_for(src, "casts").encode_feedback(src, residual, self._codes(payload, src.size), self._key(stream))
         return 2 * src.size, 0
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        cpu.load("casts").decode(self._checked_codes(frame), dst)
+        kernels_for(dst, "casts").decode(self._checked_codes(frame), dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        cpu.load("casts").decode_add(self._checked_codes(frame), acc)
+        kernels_for(acc, "casts").decode_add(self._checked_codes(frame), acc)
 
     def _key(self, stream: int) -> int | None:
         return None if self.rounding == "nearest" else random_key(self.seed, stream)
