@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from collcomp.codecs.base import Codec
 from collcomp.codecs.checks import check_flag
+from collcomp.devices import counters, empty, on_device, read, zeros
 from collcomp.errors import FrameError
 from collcomp.frame import ALIGNMENT, Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import kernels_for
 
 __all__ = ["SharedInt"]
 
 _WIDTHS: dict[int, np.dtype] = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32)}
-_SMALLEST = 2.0**-95
-_LARGEST = 2.0**127
+#: The least magnitude above 0 that has a scale, and the least above that which has none.
+_LIMITS = (2.0**-95, 2.0**127)
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level; wide enough
 #: for 32 bits, where float32 has no number just below 2**31.
 _SHRINK = 1 - 2.0**-20
@@ -64,6 +65,7 @@ class SharedInt(Codec):
     summary: ClassVar[str] = "integers on one agreed scale, summed exactly without decoding"
     summable: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     bits: int = 8
     feedback: bool = False
@@ -88,58 +90,51 @@ class SharedInt(Codec):
         return ALIGNMENT + count * max(dtype.itemsize, self._code_dtype.itemsize) if count else 0
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        if not src.size:
-            return 0, 0
-        peak = cpu.load("shared_scale").largest(src)
-        if not _has_scale(peak):
-            return self._encode_raw(src, payload)
-        scale, inverse = self._scale(peak, 1)
-        codes = self._write_scale(payload, scale, src.size)
-        cpu.load("shared_scale").encode(src, inverse, codes)
-        return ALIGNMENT + codes.nbytes, 0
+        return self._write(src, None, payload)
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        if not src.size:
-            return 0, 0
-        peak = cpu.load("shared_scale").add_largest(src, residual)
-        if not _has_scale(peak):
-            outcome = self._encode_raw(residual, payload)
-            residual[:] = 0
-            return outcome
-        scale, inverse = self._scale(peak, 1)
-        codes = self._write_scale(payload, scale, src.size)
-        cpu.load("shared_scale").encode_feedback(residual, inverse, scale, codes)
-        return ALIGNMENT + codes.nbytes, 0
+        return self._write(src, residual, payload)
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         if frame.extra == _RAW:
             dst[...] = frame.values(dst.dtype)
         elif dst.size:
-            cpu.load("shared_scale").decode(*self._checked_sections(frame), dst)
+            scale, codes = self._checked_sections(frame)
+            kernels_for(dst, "shared_scale").decode(codes, _step(scale, dst.dtype), dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         if frame.extra == _RAW:
             acc += frame.values(acc.dtype)
         elif acc.size:
-            cpu.load("shared_scale").decode_add(*self._checked_sections(frame), acc)
+            scale, codes = self._checked_sections(frame)
+            kernels_for(acc, "shared_scale").decode_add(codes, _step(scale, acc.dtype), acc)
 
-    def _encode_raw(self, src: np.ndarray, payload: np.ndarray) -> tuple[int, int]:
-        payload[: src.nbytes] = src.view(np.uint8)
+    def _write(self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray) -> tuple[int, int]:
+        if not src.size:
+            return 0, 0
+        values = src if residual is None else residual
+        peak = _peak(src, residual)
+        payload[:ALIGNMENT] = 0
+        scale, codes = self._sections(payload, src.size)
+        if self._quantise(peak, 1, values, residual is not None, scale, codes):
+            return ALIGNMENT + codes.nbytes, 0
+        payload[: src.nbytes] = values.view(np.uint8)
+        if residual is not None:
+            residual[:] = 0
         return src.nbytes, _RAW
 
-    def _write_scale(self, payload: np.ndarray, scale: float, count: int) -> np.ndarray:
-        """Write the scale's section; the room for the codes."""
-        payload[:ALIGNMENT] = 0
-        payload[:8].view(np.float64)[0] = scale
-        return payload[ALIGNMENT : ALIGNMENT + count * self._code_dtype.itemsize].view(self._code_dtype)
+    def _sections(self, payload: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scale, and the codes."""
+        codes = payload[ALIGNMENT : ALIGNMENT + count * self._code_dtype.itemsize]
+        return payload[:8].view(np.float64), codes.view(self._code_dtype)
 
-    def _checked_sections(self, frame: Frame) -> tuple[np.ndarray, float]:
+    def _checked_sections(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         expected = ALIGNMENT + frame.count * self._code_dtype.itemsize if frame.count else 0
         if frame.extra or frame.payload.size != expected:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {frame.count} elements take {expected}")
-        return frame.payload[ALIGNMENT:].view(self._code_dtype), float(frame.payload[:8].view(np.float64)[0])
+        return self._sections(frame.payload, frame.count)
 
     # ------------------------------------------------------------------ sums
 
@@ -157,30 +152,43 @@ class SharedInt(Codec):
         """The largest magnitude, then the codes."""
         if not src.size:
             return
-        kernels = cpu.load("shared_scale")
         values = src if residual is None else residual
-        peak = np.array([kernels.largest(src) if residual is None else kernels.add_largest(src, residual)], np.float64)
+        peak = _peak(src, residual)
         yield peak, "max"
-        if not _has_scale(peak[0]):
+        scale, codes = empty(1, np.dtype(np.float64), src), empty(src.size, self._code_dtype, src)
+        if not self._quantise(peak, size, values, residual is not None, scale, codes):
             total = values.copy()
             if residual is not None:
                 residual[:] = 0
             yield total, "sum"
             dst[...] = total
             return
-        scale, inverse = self._scale(peak[0], size)
-        codes = np.empty(src.size, self._code_dtype)
-        if residual is None:
-            kernels.encode(values, inverse, codes)
-        else:
-            kernels.encode_feedback(values, inverse, scale, codes)
         yield codes, "sum"
-        kernels.decode(codes, scale, dst)
+        kernels_for(dst, "shared_scale").decode(codes, _step(scale, dst.dtype), dst)
 
-    def _scale(self, peak: float, size: int) -> tuple[float, float]:
-        """Scale and its inverse."""
-        scale = float(peak) / (self._levels(size) * _SHRINK)
-        return scale, 1 / scale if scale else 0.0
+    def _quantise(
+        self, peak: np.ndarray, size: int, values: np.ndarray, keep: bool, scale: np.ndarray, codes: np.ndarray
+    ) -> bool:
+        """Write scale and codes, and have `values` `keep` what is rounded off; False where there is no scale.
+
+        On a device it waits for that, once all has been begun.
+        """
+        kernels, divisor = kernels_for(values, "shared_scale"), self._levels(size) * _SHRINK
+        step: Any
+        inverse: Any
+        if on_device(values):
+            step, inverse = empty(1, values.dtype, values), empty(1, values.dtype, values)
+            kernels.fit(peak, divisor, _LIMITS, scale, step, inverse, counters())
+        else:
+            if not _has_scale(peak[0]):
+                return False
+            step = scale[0] = float(peak[0]) / divisor
+            inverse = 1 / step if step else 0.0
+        if keep:
+            kernels.encode_feedback(values, inverse, step, codes)
+        else:
+            kernels.encode(values, inverse, codes)
+        return not (on_device(values) and read()[0])
 
     def _levels(self, size: int) -> int:
         return self.most_ranks() // size
@@ -190,5 +198,21 @@ class SharedInt(Codec):
         return _WIDTHS[self.bits]
 
 
+def _peak(src: np.ndarray, residual: np.ndarray | None) -> np.ndarray:
+    """The largest magnitude (float64, of one element) of `src`, or of `residual` once `src` was added to it."""
+    kernels = kernels_for(src, "shared_scale")
+    arrays, name = ((src,), "largest") if residual is None else ((src, residual), "add_largest")
+    if not on_device(src):
+        return np.array([getattr(kernels, name)(*arrays)], np.float64)
+    bits = zeros(1, np.dtype(f"i{src.itemsize}"), src)
+    getattr(kernels, name)(*arrays, bits)
+    return bits.view(src.dtype).astype(np.float64)
+
+
+def _step(scale: np.ndarray, dtype: np.dtype) -> Any:
+    """The scale as kernels take it."""
+    return scale.astype(dtype) if on_device(scale) else float(scale[0])
+
+
 def _has_scale(peak: float) -> bool:
-    return peak == 0 or (math.isfinite(peak) and _SMALLEST <= peak < _LARGEST)
+    return peak == 0 or (math.isfinite(peak) and _LIMITS[0] <= peak < _LIMITS[1])

@@ -12,7 +12,10 @@ def reduce_in_lockstep(codec, operands, *, shared=0, residuals=None, states=None
     size = len(operands)
     residuals = residuals or [None] * size
     states = states if states is not None else [{} for _ in range(size)]
-    results = [x.copy() if in_place else np.full_like(x, np.nan) for x in operands]
+    results = [x.copy() for x in operands]
+    if not in_place:
+        for result in results:
+            result.fill(np.nan)
     rounds = [
         codec.reduction(
             results[rank] if in_place else operands[rank],
