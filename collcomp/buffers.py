@@ -16,7 +16,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from collcomp.devices import cupy, device_of, on_device, share_memory
+
 __all__ = ["Buffer", "as_buffer", "check_disjoint"]
+
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(slots=True)
@@ -90,8 +95,14 @@ def as_buffer(obj: Any, name: str, *, writable: bool = False, parts: int = 1) ->
     """
     if isinstance(obj, (list, tuple)):
         return _from_spec(obj, name, writable, parts)
-    if type(obj) is not np.ndarray and hasattr(obj, "__cuda_array_interface__"):
-        return _from_cuda(obj, name, writable)
+    if type(obj) is not np.ndarray:
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor):
+            if obj.is_cuda:
+                dtype = _BFLOAT16 if obj.dtype == torch.bfloat16 else None
+                return _from_cuda(_importable(torch, obj), name, writable, dtype)
+        elif on_device(obj):
+            return _from_cuda(obj, name, writable)
     array = _host_array(obj, name)
     if writable and not array.flags.writeable:
         raise ValueError(f"{name}: the buffer is read-only")
@@ -104,7 +115,7 @@ def as_buffer(obj: Any, name: str, *, writable: bool = False, parts: int = 1) ->
 
 def check_disjoint(send: Any, recv: Any) -> None:
     """`ValueError` when the flat arrays `send` and `recv` share memory."""
-    if isinstance(send, np.ndarray) and isinstance(recv, np.ndarray) and np.may_share_memory(send, recv):
+    if share_memory(send, recv):
         raise ValueError("sendbuf, recvbuf: the buffers overlap; use IN_PLACE to reduce in place")
 
 
@@ -113,10 +124,8 @@ def _host_array(obj: Any, name: str) -> np.ndarray:
         return obj
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(obj, torch.Tensor):
-        tensor = obj.detach()
-        if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16 of its own to import
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+        array = _importable(torch, obj).numpy()
+        return array.view(_BFLOAT16) if obj.dtype == torch.bfloat16 else array
     if hasattr(obj, "__array_interface__"):
         return np.asarray(obj)
     try:
@@ -133,19 +142,24 @@ def _host_array(obj: Any, name: str) -> np.ndarray:
     raise TypeError(f"{name}: {type(obj).__name__} is not a buffer")
 
 
-def _from_cuda(obj: Any, name: str, writable: bool) -> Buffer:
+def _importable(torch: Any, tensor: Any) -> Any:
+    """A tensor as NumPy and CuPy import it: without gradients; of bfloat16 its bits, because it is none of theirs."""
+    tensor = tensor.detach()
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _from_cuda(obj: Any, name: str, writable: bool, dtype: np.dtype | None = None) -> Buffer:
     try:
-        import cupy
-    except ImportError:
-        raise TypeError(
-            f"{name}: the buffer is on a CUDA device, which needs CuPy: pip install 'collcomp[cuda12]' (or cuda13)"
-        ) from None
+        module = cupy()
+    except TypeError as error:
+        raise TypeError(f"{name}: the buffer is on a CUDA device; {error}") from None
     if writable and obj.__cuda_array_interface__["data"][1]:
         raise ValueError(f"{name}: the buffer is read-only")
-    array = cupy.asarray(obj)
+    array = module.asarray(obj)
     if not array.flags.c_contiguous:
         raise ValueError(f"{name}: a CUDA buffer must be C-contiguous")
-    return Buffer(array.reshape(-1), device=f"cuda:{array.device.id}")
+    flat = array.reshape(-1) if dtype is None else array.reshape(-1).view(dtype)
+    return Buffer(flat, device=device_of(flat))
 
 
 def _from_spec(spec: Sequence[Any], name: str, writable: bool, parts: int) -> Buffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.codecs import Codec
 from collcomp.collectives import SWITCHED, Exchange
+from collcomp.devices import on_device
 from collcomp.diagnosis import Records
 from collcomp.feedback import Residuals
 from collcomp.frame import Envelope
@@ -69,6 +72,8 @@ class Communicator:
         if it is one of so many ranks.
     native : bool
         Whether calls that are planned natively are done by the caller (`plan` tells) and not by this object.
+    native_devices : bool
+        Whether those whose buffers lie on a device are, too.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Communicator:
         switch: str | None = None,
         layout: Layout | str | Path | None = None,
         native: bool = False,
+        native_devices: bool = False,
     ) -> None:
         if policy is None:
             policy = policy_of(codec, min_nbytes)
@@ -109,13 +115,14 @@ class Communicator:
         address = switch or os.environ.get("COLLCOMP_SWITCH")
         self._switch = SwitchPort(address, self.rank, self.size) if address else None
         laid_out = layout_of_environment() if layout is None else layout_for(self.size, layout)
-        self._planner = Planner(self.rank, self.size, policy, self.residuals, native, address, laid_out)
+        self._planner = Planner(self.rank, self.size, policy, self.residuals, native, native_devices, address, laid_out)
         self._autos: dict[str, Auto] = {codec: policy} if isinstance(policy, Auto) and isinstance(codec, str) else {}
         self._sequence = 0
         self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.
         self._background: ThreadPoolExecutor | None = None
-        self._scratch: list[Scratch] = []
+        # Memory for frames, by what allocates it.
+        self._scratch: dict[Callable[[int], np.ndarray], list[Scratch]] = defaultdict(list)
         self._abandoned: list[Scratch] = []
 
     # ------------------------------------------------------------------ collectives
@@ -355,17 +362,23 @@ class Communicator:
 
     def _run(self, operation: Operation) -> None:
         started = time.perf_counter()
-        scratch = self._scratch.pop() if self._scratch else Scratch(self._transport.allocate)
+        values = operation.message.flat
+        allocate = self._transport.allocate
+        if on_device(values) and not self._transport.shares_memory:
+            allocate = devices.allocate if self._transport.takes_devices else devices.allocate_pinned
+        kept = self._scratch[allocate]
+        scratch = kept.pop() if kept else Scratch(allocate)
         exchange = Exchange(
             self._transport,
             operation.plan,
-            Envelope(operation.message.flat.dtype, operation.message.flat.size, operation.sequence & 0xFFFFFFFF),
+            Envelope(values.dtype, values.size, operation.sequence & 0xFFFFFFFF),
             scratch,
             draw=operation.draw & 0xFFFFFFFF,
             deadline=self.deadline,
             memory=operation.memory,
             measure_error=self.measure_error,
             switch=self._switch,
+            beside=values,
         )
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are infinite, as MPI's are
@@ -376,7 +389,7 @@ class Communicator:
             self._abandoned.append(scratch)  # other ranks may still be reading it
             raise
         scratch.reset()
-        self._scratch.append(scratch)
+        kept.append(scratch)
         for output in operation.outputs:
             output.commit()
         plan = operation.plan
@@ -384,7 +397,7 @@ class Communicator:
             operation.collective,
             plan.algorithm,
             plan.codec.label,
-            operation.message.flat.nbytes,
+            values.nbytes,
             exchange.wire_nbytes,
             exchange.raw_nbytes,
             time.perf_counter() - started,
@@ -398,8 +411,12 @@ class Communicator:
         if self._background is None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")
 
+        values = operation.message.flat
+        ready = devices.mark(values)
+
         def work() -> None:
-            self._run(operation)
+            with devices.apart(values, ready):
+                self._run(operation)
             if then is not None:
                 then()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -10,15 +13,24 @@ import numpy as np
 
 __all__ = [
     "INSTALL",
+    "allocate",
+    "allocate_pinned",
+    "apart",
     "counters",
     "cupy",
     "device_of",
     "empty",
+    "host_copy",
     "like",
+    "mark",
+    "missing",
     "on_device",
     "read",
+    "share_memory",
+    "stream_at",
     "to_device",
     "to_host",
+    "wait_for",
     "zeros",
 ]
 
@@ -67,6 +79,7 @@ def to_device(host: np.ndarray) -> Any:
     """A copy of `host` on the current device; complete when this returns."""
     copy = cupy().empty(host.size, host.dtype)
     copy.set(host)
+    wait_for(copy)  # pinned memory is copied from while the program goes on
     return copy
 
 
@@ -75,10 +88,83 @@ def to_host(array: Any, dst: np.ndarray) -> None:
     array.get(out=dst)
 
 
+def host_copy(array: Any) -> np.ndarray:
+    """A copy of an array on the host."""
+    return array.get() if on_device(array) else np.array(array)
+
+
+def share_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays may have memory in common."""
+    if on_device(a) != on_device(b):
+        return False
+    return (cupy() if on_device(a) else np).may_share_memory(a, b)
+
+
+def allocate(nbytes: int) -> Any:
+    """Memory (uint8) of the current device, uninitialised."""
+    return cupy().empty(nbytes, np.uint8)
+
+
+def allocate_pinned(nbytes: int) -> np.ndarray:
+    """Memory (uint8) of the host that devices copy from and to at full speed, uninitialised."""
+    cupy()
+    from cupyx import empty_pinned
+
+    return empty_pinned(nbytes, np.uint8)
+
+
+def wait_for(array: Any) -> None:
+    """Wait until an array has the values that the current stream is to write; those of the host have them."""
+    if on_device(array):
+        cupy().cuda.get_current_stream().synchronize()
+
+
+def mark(array: Any) -> Any:
+    """What has been begun so far on the current stream, for `apart`; None for an array of the host."""
+    return cupy().cuda.get_current_stream().record() if on_device(array) else None
+
+
+@contextmanager
+def apart(array: Any, after: Any = None) -> Iterator[None]:
+    """Work on `array` in a thread of its own: on its device, on a stream of this thread, after what was marked.
+
+    It has been done when the block ends. Nothing of this is needed for an array of the host.
+    """
+    if not on_device(array):
+        yield
+        return
+    with cupy().cuda.Device(array.device.id):
+        stream = _own_stream(array.device.id, threading.get_ident())
+        if after is not None:
+            stream.wait_event(after)
+        with stream:
+            yield
+        stream.synchronize()
+
+
+@functools.cache
+def _own_stream(device: int, thread: int) -> Any:
+    return cupy().cuda.Stream(non_blocking=True)
+
+
+def stream_at(address: int) -> Any:
+    """The stream of another library, whose handle this is: what is begun in its context goes there."""
+    return cupy().cuda.ExternalStream(address)
+
+
+def missing() -> str:
+    """Why arrays on devices cannot be used; empty where they can."""
+    try:
+        cupy()
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 def counters() -> Any:
-    """Numbers (int32) that kernels of the current stream add to; zeros until then, and again after `read`."""
+    """Numbers (int32) that this thread's kernels on the current stream add to; zeros until then, and after `read`."""
     stream = cupy().cuda.get_current_stream()
-    return _counters(cupy().cuda.runtime.getDevice(), stream.ptr)
+    return _counters(cupy().cuda.runtime.getDevice(), stream.ptr, threading.get_ident())
 
 
 def read() -> list[int]:
@@ -95,5 +181,5 @@ def read() -> list[int]:
 
 
 @functools.cache
-def _counters(device: int, stream: int) -> Any:
+def _counters(device: int, stream: int, thread: int) -> Any:
     return cupy().zeros(_COUNTERS, np.int32)

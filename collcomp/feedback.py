@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs.base import Codec
+from collcomp.devices import host_copy, like, on_device, zeros
 
 __all__ = ["Memory", "Residuals", "reshard"]
 
@@ -49,8 +50,10 @@ class Residuals:
         self._by_keys: dict[tuple[str, ...], Memory] = {}
         self._learning_rate: float | None = None
 
-    def get(self, key: str, count: int, dtype: np.dtype, codec: Codec) -> Memory:
+    def get(self, key: str, count: int, dtype: np.dtype, codec: Codec, beside: Any = None) -> Memory:
         """The memory of tensor `key`, which has `count` elements of `dtype` and is encoded by `codec`.
+
+        It lies where the array `beside` does, on the host or on a device, and moves there if it does not.
 
         Raises
         ------
@@ -60,7 +63,7 @@ class Residuals:
         kept = codec.residual_dtype(dtype)
         memory = self._by_key.get(key)
         if memory is None:
-            memory = self._by_key[key] = Memory(np.zeros(count, kept) if codec.feedback else None)
+            memory = self._by_key[key] = Memory(zeros(count, kept, beside) if codec.feedback else None)
         elif (memory.residual is not None) != codec.feedback:
             raise ValueError(f"key: {key!r} was used with{'out' * codec.feedback} feedback, now for {codec.spec!r}")
         elif memory.residual is not None and (memory.residual.size != count or memory.residual.dtype != kept):
@@ -68,9 +71,11 @@ class Residuals:
                 f"key: {key!r} was used for {memory.residual.size} elements of {memory.residual.dtype}, "
                 f"now for {count} of {kept}"
             )
+        if memory.residual is not None and on_device(memory.residual) != on_device(beside):
+            memory.residual = like(host_copy(memory.residual), beside)
         return memory
 
-    def together(self, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec) -> Memory:
+    def together(self, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec, beside: Any = None) -> Memory:
         """The memory of a message that consists of several tensors, one after another.
 
         Each tensor's residual remains its own, and follows it when tensors are put together in another way. What a
@@ -83,17 +88,21 @@ class Residuals:
         """
         keys = tuple(key for key, _ in tensors)
         memory = self._by_keys.get(keys)
-        if memory is not None and self._fits(memory, tensors, dtype, codec):
+        if memory is not None and self._fits(memory, tensors, dtype, codec, beside):
             return memory
-        singles = [self.get(key, count, dtype, codec) for key, count in tensors]
+        singles = [self.get(key, count, dtype, codec, beside) for key, count in tensors]
         self._by_keys = {other: m for other, m in self._by_keys.items() if not set(other) & set(keys)}
         kept = codec.residual_dtype(dtype)
         memory = self._by_keys[keys] = _join(singles, kept.kind == "f")
         return memory
 
-    def _fits(self, memory: Memory, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec) -> bool:
+    def _fits(
+        self, memory: Memory, tensors: Sequence[tuple[str, int]], dtype: np.dtype, codec: Codec, beside: Any
+    ) -> bool:
         if memory.residual is None:
             return not codec.feedback
+        if on_device(memory.residual) != on_device(beside):
+            return False
         return memory.residual.dtype == codec.residual_dtype(dtype) and all(
             (found := self._by_key[key].residual) is not None and found.size == count for key, count in tensors
         )
@@ -141,10 +150,10 @@ class Residuals:
             self._by_keys = {keys: memory for keys, memory in self._by_keys.items() if key not in keys}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all, for a checkpoint: dicts of strings, numbers and arrays."""
+        """A copy of all, for a checkpoint: dicts of strings, numbers and arrays of the host."""
         return {
             "learning_rate": self._learning_rate,
-            "residuals": {key: m.residual.copy() for key, m in self._by_key.items() if m.residual is not None},
+            "residuals": {key: host_copy(m.residual) for key, m in self._by_key.items() if m.residual is not None},
             "states": {key: _states(memory) for key, memory in self._by_key.items()},
             "together": [{"keys": list(keys), "states": _states(memory)} for keys, memory in self._by_keys.items()],
         }
@@ -178,7 +187,7 @@ def _join(singles: Sequence[Memory], keep: bool) -> Memory:
 
 def _states(memory: Memory) -> dict[str, dict[str, np.ndarray]]:
     return {
-        f"{start}:{stop}": {name: np.array(value) for name, value in state.items()}
+        f"{start}:{stop}": {name: host_copy(value) for name, value in state.items()}
         for (start, stop), state in memory.states.items()
         if state
     }

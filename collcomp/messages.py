@@ -12,6 +12,7 @@ import numpy as np
 
 from collcomp.buffers import as_buffer
 from collcomp.codecs import Codec, Identity, as_codec
+from collcomp.devices import apart
 from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, FrameError
 from collcomp.frame import Frame
@@ -97,6 +98,10 @@ class Messages:
         request = self._transport.irecv(memory, source, tag)
 
         def complete() -> Received:
+            with apart(buffer.flat):
+                return decode()
+
+        def decode() -> Received:
             frame = Frame.read(request.data)
             if frame.count > buffer.flat.size:
                 raise FrameError(f"count: the message has {frame.count} elements, the buffer {buffer.flat.size}")
@@ -129,4 +134,5 @@ class Messages:
         problem = unsuited(call, chosen)
         if problem is not None:
             raise TypeError(problem)
+        chosen.check_device(values)
         return chosen

@@ -29,7 +29,7 @@ from collcomp.planner.layout import Layout, layout_for
 from collcomp.policies import DEFAULT_MIN_NBYTES, Auto, Policy, is_auto
 from collcomp.request import Persistent
 from collcomp.request import Request as BackgroundRequest
-from collcomp.transports.mpi import MpiTransport
+from collcomp.transports.mpi import MpiTransport, is_gpu_aware
 from collcomp.transports.shared import mpi_transport
 
 __all__ = ["Comm", "PersistentRequest", "Request"]
@@ -623,7 +623,8 @@ class Comm(MPI.Intracomm):
                     raise DeadlineError("not all ranks of the communicator have come to its first compressed call")
                 time.sleep(1e-5)
             mailbox = MpiTransport(self)
-            self._engine = Communicator(mpi_transport(private), native=True, mailbox=mailbox, **self._settings)
+            options = {"native": True, "native_devices": is_gpu_aware(), "mailbox": mailbox, **self._settings}
+            self._engine = Communicator(mpi_transport(private), **options)
         return self._engine
 
     def _messages(self) -> Messages:

@@ -8,7 +8,7 @@ from typing import Any
 
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.collectives import ALGORITHMS, HIERARCHICAL, NATIVE, REQUIRED, RING, SWITCHED, Plan
+from collcomp.collectives import ALGORITHMS, HIERARCHICAL, MERGED, NATIVE, REQUIRED, RING, SWITCHED, Plan
 from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
 from collcomp.planner.layout import VARIABLE, Layout
@@ -26,6 +26,11 @@ class _InPlace:
     def __repr__(self) -> str:
         return "IN_PLACE"
 
+
+# Why a call without a codec is not the library's.
+_NOT_AWARE = "buffer: on a device, and the library underneath takes the host's only"
+# Algorithms with kernels of their own, or a switch that takes the host's memory.
+_ON_HOST = {MERGED, SWITCHED}
 
 #: In place of a send buffer (of `recvbuf` in `scatter`): this rank's data lie in the other buffer.
 IN_PLACE = _InPlace()
@@ -118,6 +123,8 @@ class Planner:
     residuals : Residuals
     native : bool
         Whether there is a library underneath; where there is none, its calls are done by `direct` without a codec.
+    native_devices : bool
+        Whether it takes buffers that lie on a device; where it does not, those are done by `direct` as well.
     switch : str or None
         Address of a switch that sums.
     layout : Layout or ValueError or None
@@ -132,6 +139,7 @@ class Planner:
         policy: Policy,
         residuals: Residuals,
         native: bool,
+        native_devices: bool = False,
         switch: str | None = None,
         layout: Layout | ValueError | None = None,
     ) -> None:
@@ -140,6 +148,7 @@ class Planner:
         self.policy = policy
         self.residuals = residuals
         self.has_native = native
+        self.native_devices = native_devices
         self.switch = switch
         self.layout = layout
 
@@ -288,22 +297,35 @@ class Planner:
         nbytes = flat.nbytes if nbytes is None else nbytes
         call = Call(collective, nbytes, flat.dtype, op, self.size, how.label, uniform)
         plan = self._plan(call, how)
+        if message.device != "cpu":
+            plan = self._on_device(plan, call, how, message.device)
         memory = None
         if plan.algorithm != NATIVE:
             dtype_code(flat.dtype)
-            if message.device != "cpu":
-                raise TypeError(f"buffer: on {message.device}, codec {plan.codec.spec!r} has kernels for cpu only")
             if plan.codec.needs_key and op is not None and how.key is not None:
                 memory = self._memory(how.key, flat, plan.codec)
         return Operation(collective, plan, message, args, outputs, how.label, memory)
 
+    def _on_device(self, plan: Plan, call: Call, how: How, device: str) -> Plan:
+        """The plan of a call whose buffers lie on a device."""
+        unable = f"codec {plan.codec.spec!r}" if not plan.codec.on_devices else f"algorithm {plan.algorithm!r}"
+        reason = plan.reason
+        if plan.algorithm != NATIVE and (plan.algorithm in _ON_HOST or not plan.codec.on_devices):
+            reason = f"buffer: on {device}, {unable} has kernels for the CPU only"
+            if how.codec is not None or how.algorithm is not None:
+                raise TypeError(reason)
+            plan = plan_for(call, Identity(), NATIVE, reason)  # the policy does not know where buffers lie
+        if plan.algorithm == NATIVE and not (self.has_native and self.native_devices):
+            return plan_for(call, Identity(), "direct", reason or _NOT_AWARE)
+        return plan
+
     def _memory(self, key: str | Sequence[tuple[str, int]], flat: Any, codec: Codec) -> Memory:
         if isinstance(key, str):
-            return self.residuals.get(key, flat.size, flat.dtype, codec)
+            return self.residuals.get(key, flat.size, flat.dtype, codec, flat)
         total = sum(count for _, count in key)
         if total != flat.size:
             raise ValueError(f"key: the tensors have {total} elements together, the message has {flat.size}")
-        return self.residuals.together(key, flat.dtype, codec)
+        return self.residuals.together(key, flat.dtype, codec, flat)
 
     def _plan(self, call: Call, how: How) -> Plan:
         if how.codec is None:

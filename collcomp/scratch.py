@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.frame import ALIGNMENT, align
 
 __all__ = ["Scratch"]
@@ -24,6 +25,8 @@ class Scratch:
 
     def __init__(self, allocate: Callable[[int], np.ndarray]) -> None:
         self._allocate = allocate
+        #: Whether it is a device's.
+        self.on_device = allocate is devices.allocate
         self._slabs: list[np.ndarray] = []
         self._offset = 0
         self._free: dict[int, list[np.ndarray]] = {}
@@ -59,5 +62,5 @@ class Scratch:
 
     def _slab(self, nbytes: int) -> np.ndarray:
         memory = self._allocate(nbytes + ALIGNMENT)
-        start = -memory.ctypes.data % ALIGNMENT
+        start = 0 if self.on_device else -memory.ctypes.data % ALIGNMENT  # a device's is aligned
         return memory[start : start + nbytes]

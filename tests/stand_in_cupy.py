@@ -5,7 +5,9 @@ What CuPy refuses this refuses, too: arrays on a device are not taken for the ho
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import contextlib
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,11 @@ class ndarray:  # noqa: N801 - CuPy's name
             kwargs["out"] = tuple(_host(o) for o in out)
         result = getattr(ufunc, method)(*map(_host, inputs), **kwargs)
         return out[0] if out is not None else _device(result)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if not all(issubclass(kind, ndarray) for kind in types):
+            return NotImplemented
+        return globals()[function.__name__](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("dtype", "size", "nbytes", "itemsize", "ndim", "shape", "flags", "strides"):
@@ -167,9 +174,47 @@ def zeros(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(np.zeros(shape, dtype))
 
 
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    """Whether they may have memory in common."""
+    return np.may_share_memory(a._host, b._host)
+
+
+def concatenate(arrays: Any) -> ndarray:
+    """One array after another."""
+    return ndarray(np.concatenate([array._host for array in arrays]))
+
+
+def dot(a: ndarray, b: ndarray) -> ndarray:
+    """The scalar product."""
+    return _device(np.dot(a._host, b._host))
+
+
+class _Event:
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 class _Stream:
     ptr = 1
     capturing = False
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def record(self) -> _Event:
+        return _Event()
+
+    def wait_event(self, event: _Event) -> None:
+        pass
 
     def synchronize(self) -> None:
         pass
@@ -181,5 +226,12 @@ class _Stream:
 _STREAM = _Stream()
 cuda = SimpleNamespace(
     get_current_stream=lambda: _STREAM,
+    Stream=_Stream,
+    Device=lambda number: contextlib.nullcontext(),
     runtime=SimpleNamespace(getDevice=lambda: 0),
 )
+
+# Beside CuPy there is CuPyX.
+_cupyx = ModuleType("cupyx")
+_cupyx.empty_pinned = np.empty  # type: ignore[attr-defined]
+sys.modules["cupyx"] = _cupyx

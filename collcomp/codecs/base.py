@@ -15,7 +15,7 @@ import numpy as np
 
 from collcomp.devices import device_of, empty, on_device, to_device, to_host
 from collcomp.errors import FrameError
-from collcomp.frame import HEADER_NBYTES, Envelope, Frame
+from collcomp.frame import HEADER_NBYTES, Apart, Envelope, Frame, parts_of
 
 __all__ = ["Codec", "working_dtype"]
 
@@ -28,10 +28,10 @@ def working_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype in _NARROW else dtype
 
 
-def payload_beside(values: np.ndarray, dst: np.ndarray) -> np.ndarray:
+def payload_beside(values: np.ndarray, dst: np.ndarray | Apart) -> np.ndarray:
     """Where the payload of frame `dst` is to be written: there, or on the device where `values` lie apart from it."""
-    payload = dst[HEADER_NBYTES:]
-    return payload if on_device(values) == on_device(dst) else empty(payload.size, payload.dtype, values)
+    _, payload = parts_of(dst)
+    return payload if on_device(values) == on_device(payload) else empty(payload.size, payload.dtype, values)
 
 
 def frame_beside(frame: Frame, values: np.ndarray) -> Frame:
@@ -206,6 +206,10 @@ class Codec(ABC):
         """How many ranks a `reduction` has room for; None for any number."""
         return None
 
+    def fixed_payload_nbytes(self, count: int, dtype: np.dtype) -> int | None:
+        """Bytes of every payload of `count` elements without a raw block; None where they depend on the values."""
+        return None
+
     @property
     def fixed_count(self) -> int | None:
         """How many elements every message has, each encoded in one piece; None for any number."""
@@ -229,7 +233,9 @@ class Codec(ABC):
         """Upper bound of the frame of `count` elements of a message of `dtype`, in bytes, header included."""
         return HEADER_NBYTES + self.max_payload_nbytes(count, dtype if self.lossless else working_dtype(dtype))
 
-    def encode(self, src: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0) -> int:
+    def encode(
+        self, src: np.ndarray, dst: np.ndarray | Apart, envelope: Envelope | None = None, stream: int = 0
+    ) -> int:
         """Encode `src` into the frame `dst`.
 
         Parameters
@@ -237,7 +243,7 @@ class Codec(ABC):
         src : ndarray, shape (count,)
             The values; float32 or float64, or a 16-bit float, which is widened first. For a lossless codec, of any
             dtype that can travel; cast to the envelope's if they are of another.
-        dst : ndarray of uint8
+        dst : ndarray of uint8, or Apart
             At least `max_encoded_nbytes` long, aligned to 64 bytes for speed.
         envelope : Envelope, optional
             The message that this frame is a part of; `src` alone by default.
@@ -254,7 +260,12 @@ class Codec(ABC):
         return self._finish(dst, src, envelope, payload, self._encode(values, payload, stream))
 
     def encode_keep(
-        self, src: np.ndarray, kept: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0
+        self,
+        src: np.ndarray,
+        kept: np.ndarray,
+        dst: np.ndarray | Apart,
+        envelope: Envelope | None = None,
+        stream: int = 0,
     ) -> int:
         """`encode`, and write what a receiver will decode into `kept` (may be `src` itself, or a narrower dtype)."""
         values = self._prepared(src, envelope)
@@ -277,7 +288,7 @@ class Codec(ABC):
         position: int,
         divisor: int,
         kept: np.ndarray | None,
-        dst: np.ndarray,
+        dst: np.ndarray | Apart,
         envelope: Envelope,
         stream: int = 0,
     ) -> int | None:
@@ -304,7 +315,7 @@ class Codec(ABC):
         """
         if own.dtype not in _WIDE or (kept is not None and kept.dtype != own.dtype):
             return None
-        self._check_device(own)
+        self.check_device(own)
         payload = payload_beside(own, dst)
         frames = [frame_beside(frame, own) for frame in frames]
         outcome = self._encode_sum(frames, own, position, divisor, kept, payload, stream)
@@ -314,7 +325,7 @@ class Codec(ABC):
         self,
         src: np.ndarray,
         residual: np.ndarray | None,
-        dst: np.ndarray,
+        dst: np.ndarray | Apart,
         envelope: Envelope | None = None,
         stream: int = 0,
         state: dict[str, np.ndarray] | None = None,
@@ -345,7 +356,7 @@ class Codec(ABC):
         """Decode `frame` into `dst` (its message's dtype or its working dtype); `FrameError` when it does not fit."""
         self.check(frame, dst.size)
         self._check_dtype(frame, dst.dtype)
-        self._check_device(dst)
+        self.check_device(dst)
         frame = frame_beside(frame, dst)
         seen = frame.dtype if self.lossless else working_dtype(dst.dtype)
         if self.verbatim or dst.dtype == seen:
@@ -360,7 +371,7 @@ class Codec(ABC):
         """Decode `frame` and add it to `acc` (working dtype)."""
         self.check(frame, acc.size)
         self._check_dtype(frame, acc.dtype)
-        self._check_device(acc)
+        self.check_device(acc)
         self._decode_add(frame_beside(frame, acc), acc)
 
     def check(self, frame: Frame, count: int) -> None:
@@ -374,6 +385,11 @@ class Codec(ABC):
         limit = self.max_encoded_nbytes(count, frame.dtype) - HEADER_NBYTES
         if frame.payload.size > limit:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at most {limit}")
+
+    def check_device(self, values: np.ndarray) -> None:
+        """`TypeError` where `values` lie on a device and this codec has no kernels for one."""
+        if on_device(values) and not self.on_devices:
+            raise TypeError(f"codec: {self.spec!r} has kernels for the CPU only, the values are on {device_of(values)}")
 
     def write_header(self, dst: np.ndarray, envelope: Envelope, count: int, nbytes: int, extra: int = 0) -> None:
         """Write the header of a payload of this codec's into the first 64 bytes of `dst`."""
@@ -425,16 +441,22 @@ class Codec(ABC):
         return config
 
     def _finish(
-        self, dst: np.ndarray, src: np.ndarray, envelope: Envelope | None, payload: np.ndarray, outcome: tuple[int, int]
+        self,
+        dst: np.ndarray | Apart,
+        src: np.ndarray,
+        envelope: Envelope | None,
+        payload: np.ndarray,
+        outcome: tuple[int, int],
     ) -> int:
         nbytes, extra = outcome
-        if on_device(payload) != on_device(dst):
-            to_host(payload[:nbytes], dst[HEADER_NBYTES : HEADER_NBYTES + nbytes])
-        self.write_header(dst, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
+        head, room = parts_of(dst)
+        if on_device(payload) != on_device(room):
+            to_host(payload[:nbytes], room[:nbytes])
+        self.write_header(head, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
     def _prepared(self, src: np.ndarray, envelope: Envelope | None) -> np.ndarray:
-        self._check_device(src)
+        self.check_device(src)
         if self.lossless:
             return src if envelope is None else src.astype(envelope.dtype, copy=False)
         if src.dtype in _WIDE:
@@ -447,10 +469,6 @@ class Codec(ABC):
         expected = working_dtype(dtype)
         if working_dtype(frame.dtype) != expected or not (self.lossless or expected in _WIDE):
             raise FrameError(f"dtype: the sender's frame holds {frame.dtype}, this rank expects {dtype}")
-
-    def _check_device(self, array: np.ndarray) -> None:
-        if on_device(array) and not self.on_devices:
-            raise TypeError(f"codec: {self.spec!r} has kernels for the CPU only, the values are on {device_of(array)}")
 
     def _frame_of(self, src: np.ndarray, payload: np.ndarray, extra: int) -> Frame:
         return Frame(self.number, src.dtype, self.digest, 0, src.size, extra, src.size, payload)

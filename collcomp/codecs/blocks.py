@@ -50,6 +50,10 @@ class BlockCodec(Codec):
         """Scales, codes, and every block raw."""
         return self._raw_offset(count) + self._padded_count(count) * dtype.itemsize
 
+    def fixed_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """Scales and codes."""
+        return self._codes_offset(count) + self._code_nbytes(count)
+
     def _key(self, stream: int) -> int | None:
         """The kernels' key of random stream number `stream`; None rounds to nearest."""
         return None

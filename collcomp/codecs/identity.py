@@ -33,6 +33,10 @@ class Identity(Codec):
         """Exactly the values' bytes."""
         return count * dtype.itemsize
 
+    def fixed_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
+        """The values' bytes."""
+        return count * dtype.itemsize
+
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         payload[: src.nbytes] = src.view(np.uint8)
         return src.nbytes, 0

@@ -13,17 +13,17 @@ from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
 
-__all__ = ["ALGORITHMS", "HIERARCHICAL", "NATIVE", "OPS", "REQUIRED", "RING", "SWITCHED", "Exchange", "Plan"]
+__all__ = ["ALGORITHMS", "HIERARCHICAL", "MERGED", "NATIVE", "OPS", "REQUIRED", "RING", "SWITCHED", "Exchange", "Plan"]
 
 #: The algorithm that is none of ours: the call goes to the library underneath.
 NATIVE = "native"
 #: The algorithms that a layout has an order or groups for.
 RING, HIERARCHICAL = "ring", "hierarchical"
-#: The algorithm that needs a switch.
-SWITCHED = "switched"
+#: The algorithm that needs a switch, and the one that adds selections.
+SWITCHED, MERGED = "switched", "merged"
 
 #: What a codec has to be for an algorithm: one of these attributes of `Codec`.
-REQUIRED = {"merged": ("sparse",), "summed": ("summable",), SWITCHED: ("verbatim", "summable")}
+REQUIRED = {MERGED: ("sparse",), "summed": ("summable",), SWITCHED: ("verbatim", "summable")}
 
 #: What does which collective how.
 ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -40,7 +40,7 @@ ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
     RING: {"allreduce": ring.allreduce},
     HIERARCHICAL: {"allreduce": hierarchical.allreduce},
     "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
-    "merged": {"allreduce": merged.allreduce, "reduce": merged.reduce},
+    MERGED: {"allreduce": merged.allreduce, "reduce": merged.reduce},
     "summed": {"allreduce": summed.allreduce},
     SWITCHED: {"allreduce": switched.allreduce},
 }

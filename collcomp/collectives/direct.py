@@ -15,6 +15,7 @@ import numpy as np
 
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.collectives.reduction import reduce_in_rank_order
+from collcomp.devices import share_memory
 
 __all__ = [
     "allgather",
@@ -56,7 +57,7 @@ def sent_by_allreduce(count: int, rank: int, size: int) -> int:
 def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None:
     """Combine `send` of all ranks into `recv` of all ranks; both may be the same array."""
     parts = chunks(send.size, ex.size, ex.codec.block)
-    in_place = np.may_share_memory(send, recv)
+    in_place = share_memory(send, recv)
     # Verbatim results are sent from the user's memory, so they are summed there too.
     sum_there = ex.codec.verbatim and recv.dtype == ex.dtype and not in_place
 
@@ -132,7 +133,7 @@ def gather(ex: Exchange, send: np.ndarray, blocks: Sequence[np.ndarray] | None, 
         _send_block(ex, send, root)
         return
     _expect_blocks(ex, blocks, ex.peers)
-    if not np.may_share_memory(send, blocks[root]):
+    if not share_memory(send, blocks[root]):
         blocks[root][...] = send
 
 
@@ -142,7 +143,7 @@ def scatter(ex: Exchange, blocks: Sequence[np.ndarray] | None, recv: np.ndarray,
         _expect_blocks(ex, {root: recv}, [root])
         return
     _send_interleaved(ex, {peer: blocks[peer] for peer in ex.peers})
-    if not np.may_share_memory(recv, blocks[root]):
+    if not share_memory(recv, blocks[root]):
         recv[...] = blocks[root]
 
 

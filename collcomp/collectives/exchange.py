@@ -5,7 +5,6 @@ Algorithms are written in terms of an `Exchange`; they see ranks and slices of a
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from collcomp.codecs import Codec, Identity, Nonzeros, Packed
-from collcomp.codecs.base import working_dtype
+from collcomp.collectives.encoder import Encoder
 from collcomp.collectives.plan import Plan
+from collcomp.devices import empty, on_device, share_memory, to_host
 from collcomp.errors import DeadlineError, FrameError, TransportError
 from collcomp.feedback import Memory
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
@@ -85,7 +85,7 @@ class _Expected:
     missing: int
 
 
-class Exchange:
+class Exchange(Encoder):
     """The traffic of one operation on one rank.
 
     Parameters
@@ -106,6 +106,8 @@ class Exchange:
         Sum up the squared error of what this rank encodes.
     switch : SwitchPort, optional
         The way to a switch that sums.
+    beside : ndarray, optional
+        Values lie where this array does: on the host, or on a device. Frames lie where `scratch` does.
     """
 
     def __init__(
@@ -120,46 +122,30 @@ class Exchange:
         memory: Memory | None = None,
         measure_error: bool = False,
         switch: SwitchPort | None = None,
+        beside: np.ndarray | None = None,
     ) -> None:
+        super().__init__(plan.codec, envelope, transport.rank, transport.size, draw, memory, measure_error)
         self.transport = transport
         self.switch = switch
-        self.codec = plan.codec
         self.order = plan.order or tuple(range(transport.size))
         self.groups = plan.groups
-        self.envelope = envelope
-        self.rank = transport.rank
-        self.size = transport.size
         #: The other ranks, each rank beginning with its right neighbour, so that not all send to one at once.
         self.peers = [(self.rank + i) % self.size for i in range(1, self.size)]
-        self.dtype = working_dtype(envelope.dtype)
         #: Bytes that this rank sent, and what they would have been without a codec.
         self.wire_nbytes = 0
         self.raw_nbytes = 0
-        self.error_sq = 0.0 if measure_error else None
         # Frames and headers are lent; values that are sent from where they lie are not in memory that can be.
         self._lends = transport.shares_memory
-        self._memory = memory
+        self._beside = beside
         self._scratch = scratch
         self.deadline = deadline
         self._tag = envelope.sequence * _CHANNELS
-        #: Numbers of random streams: this rank's own, and one that all ranks draw alike.
-        self.stream = (draw * self.size + self.rank) * 0x9E3779B97F4A7C15
-        self.shared_stream = draw
         # What is under way, and beside each request who waits for it.
         self._requests: list[Request] = []
         self._owners: list[_Sending | _Expected] = []
         # What waits for its turn, by destination, and how many frames do not.
         self._queues: dict[int, deque[_Sending]] = defaultdict(deque)
         self._under_way: dict[int, int] = defaultdict(int)
-
-    @property
-    def error_norm(self) -> float | None:
-        """Euclidean norm of what this rank's encoding lost, where it is measured."""
-        return None if self.error_sq is None else math.sqrt(self.error_sq)
-
-    def remembered(self, part: slice) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-        """Residual and state of a part of the message; None and an empty dict where nothing is remembered."""
-        return (None, {}) if self._memory is None else self._memory.part(part)
 
     @contextmanager
     def nested(self, array: np.ndarray, number: int) -> Iterator[Exchange]:
@@ -168,9 +154,12 @@ class Exchange:
         It is finished when the block ends.
         """
         assert number < _CHANNELS // _CHANNELS_A_ROUND, "more rounds than channels"
-        plan = Plan("direct", Identity() if array.dtype.kind == "f" else Packed())
+        plan = Plan("direct", Identity() if array.dtype.kind == "f" or on_device(array) else Packed())
         envelope = replace(self.envelope, dtype=array.dtype, total=array.size)
-        inner = Exchange(self.transport, plan, envelope, self._scratch, deadline=self.deadline)
+        scratch = self._scratch
+        if scratch.on_device and not on_device(array):
+            scratch = Scratch(self.transport.allocate)
+        inner = Exchange(self.transport, plan, envelope, scratch, deadline=self.deadline, beside=array)
         inner._tag += number * _CHANNELS_A_ROUND
         try:
             yield inner
@@ -197,11 +186,14 @@ class Exchange:
 
     def array(self, count: int) -> np.ndarray:
         """Scratch values of the working dtype, to be given back by `recycle` as soon as may be."""
+        if on_device(self._beside):
+            return empty(count, self.dtype, self._beside)
         return self._scratch.array(count, self.dtype)
 
     def recycle(self, values: np.ndarray) -> None:
         """Take back what `array` gave: memory that is used again at once is still in the cache."""
-        self._scratch.give(values)
+        if not on_device(values):
+            self._scratch.give(values)
 
     # ------------------------------------------------------------------ sending
 
@@ -237,14 +229,7 @@ class Exchange:
         if self.codec.verbatim:
             return self._wrap(values, kept, envelope, self.codec)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(values.size, self.envelope.dtype))
-        if self._memory is not None and part is not None:
-            nbytes = self._encode_feedback(values, place, self.remembered(part), divisor, memory, envelope)
-            if kept is not None:
-                self.codec.decode(Frame.read(memory[:nbytes]), kept)
-        elif kept is None and self.error_sq is None:
-            nbytes = self.codec.encode(values, memory, envelope, self.stream + place)
-        else:
-            nbytes = self._encode_keep(values, place, kept, memory, envelope)
+        nbytes = self.encode_into(memory, values, place, envelope, part, kept, divisor)
         return Outgoing((memory[:nbytes],), (memory,), values.size)
 
     def encode_lossless(
@@ -272,12 +257,9 @@ class Exchange:
         self, own: np.ndarray, place: int, incoming: Sequence[Incoming], kept: np.ndarray | None, divisor: int
     ) -> Outgoing | None:
         """Encode the sum of `own` and of these frames, in rank order, in one pass, where the codec has one."""
-        if self._memory is not None or self.error_sq is not None:
-            return None
-        frames = [self.frame(one) for one in sorted(incoming, key=lambda one: one.source)]
-        position = sum(one.source < self.rank for one in incoming)
         memory = self._scratch.take(self.codec.max_encoded_nbytes(own.size, self.envelope.dtype))
-        nbytes = self.codec.encode_sum(frames, own, position, divisor, kept, memory, self.envelope, self.stream + place)
+        frames = {one.source: self.frame(one) for one in incoming}
+        nbytes = self.encode_sum_into(memory, own, place, frames, kept, divisor)
         if nbytes is None:
             self._scratch.give(memory)
             return None
@@ -320,55 +302,18 @@ class Exchange:
         outgoing.memory = ()
         return Frame.read(*outgoing.parts)
 
-    def _encode_feedback(
-        self,
-        values: np.ndarray,
-        place: int,
-        remembered: tuple[np.ndarray | None, dict[str, np.ndarray]],
-        divisor: int,
-        memory: np.ndarray,
-        envelope: Envelope,
-    ) -> int:
-        residual, state = remembered
-        if divisor != 1 and (held := self._held(*remembered)) is not None:
-            np.divide(held, divisor, out=held)
-        nbytes = self.codec.encode_feedback(values, residual, memory, envelope, self.stream + place, state)
-        held = self._held(*remembered)
-        if self.error_sq is not None:
-            if held is not None and held is residual:
-                error = held
-            else:
-                self.codec.decode(Frame.read(memory[:nbytes]), error := self.array(values.size))
-                error -= values
-            self.error_sq += float(np.dot(error, error))
-        if divisor != 1 and held is not None:
-            np.multiply(held, divisor, out=held)
-        return nbytes
-
-    def _held(self, residual: np.ndarray | None, state: dict[str, np.ndarray]) -> np.ndarray | None:
-        """What scales with what is remembered: the residual itself, or the scales of one of integers."""
-        return residual if residual is not None and residual.dtype == self.dtype else state.get("scales")
-
-    def _encode_keep(
-        self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope
-    ) -> int:
-        decoded = self.array(values.size) if kept is None else kept
-        if self.error_sq is None:
-            return self.codec.encode_keep(values, decoded, memory, envelope, self.stream + place)
-        error = values.astype(np.float64)  # before `kept`, which may be the values themselves, is written to
-        nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self.stream + place)
-        error -= decoded
-        self.error_sq += float(np.dot(error, error))
-        return nbytes
-
     def _wrap(self, values: np.ndarray, kept: np.ndarray | None, envelope: Envelope, codec: Codec) -> Outgoing:
         """Header and values apart: the values are sent from where they lie."""
         if values.dtype != envelope.dtype:
             values = values.astype(envelope.dtype)
-        if kept is not None and not np.may_share_memory(kept, values):
+        if kept is not None and not share_memory(kept, values):
             kept[...] = values
         head = self._scratch.take(HEADER_NBYTES)
         codec.write_header(head, envelope, values.size, values.nbytes)
+        if on_device(values) and not self._scratch.on_device:
+            staged = self._scratch.take(values.nbytes)
+            to_host(values.view(np.uint8), staged)
+            return Outgoing((head, staged), (head, staged), values.size)
         return Outgoing((head, values.view(np.uint8)), (head,), values.size)
 
     # ------------------------------------------------------------------ receiving
@@ -389,6 +334,7 @@ class Exchange:
         the frame's where it is not the operation's: `VERBATIM`, or `LOSSLESS` with values of the working dtype.
         """
         fits = into is not None and into.dtype == self.envelope.dtype
+        fits = fits and on_device(into) == self._scratch.on_device
         one = Incoming(source, count, self.envelope.total if total is None else total, codec or self.codec)
         tag = self._tag + channel
         if self._lends:
@@ -420,7 +366,7 @@ class Exchange:
     def decode(self, incoming: Incoming, dst: np.ndarray) -> None:
         """Write a frame's values to `dst`; nothing to do where they landed there already."""
         frame = self.frame(incoming)
-        if not (incoming.codec.verbatim and np.may_share_memory(frame.payload, dst)):
+        if not (incoming.codec.verbatim and share_memory(frame.payload, dst)):
             incoming.codec.decode(frame, dst)
 
     def forward(self, incoming: Incoming, dests: int | Sequence[int], channel: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.collectives.reduction import reduce_in_rank_order
+from collcomp.devices import share_memory
 from collcomp.frame import Frame
 
 __all__ = ["allreduce", "reduce"]
@@ -28,7 +29,7 @@ def reduce(ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, roo
 def _gather_and_combine(
     ex: Exchange, send: np.ndarray, recv: np.ndarray | None, op: str, dests: list[int], sources: list[int]
 ) -> None:
-    if ex.codec.verbatim and recv is not None and np.may_share_memory(send, recv):
+    if ex.codec.verbatim and recv is not None and share_memory(send, recv):
         send = send.copy()  # its memory is still being sent when the sums are written
     for k, seg in enumerate(ex.segments(slice(0, send.size))):
         incoming = [ex.post(source, seg.stop - seg.start, k) for source in sources]

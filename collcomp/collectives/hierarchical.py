@@ -22,6 +22,7 @@ import numpy as np
 from collcomp.collectives.direct import chunks
 from collcomp.collectives.exchange import VERBATIM, Exchange, Incoming
 from collcomp.collectives.reduction import reduce_in_rank_order
+from collcomp.devices import share_memory
 
 __all__ = ["allreduce", "pieces"]
 
@@ -44,7 +45,7 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
     segments = {rank: ex.segments(part) for rank, part in pieces(send.size, ex.groups, ex.codec.block).items()}
     most = max(map(len, segments.values()))
     divisor = ex.size if op == "avg" else 1
-    in_place = np.may_share_memory(send, recv)
+    in_place = share_memory(send, recv)
 
     # Two ranks are of one group or of one column, where the owner's group, the segment and the way tell frames apart.
     def channel(owner: int, k: int, result: bool) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collcomp.codecs.base import frame_beside
 from collcomp.collectives.exchange import Exchange, Incoming
+from collcomp.devices import on_device
 from collcomp.frame import Frame
 
 __all__ = ["OPS", "combine_values", "reduce_in_rank_order"]
@@ -36,7 +38,7 @@ def reduce_in_rank_order(
     by_rank = {one.source: ex.frame(one) for one in incoming} | {ex.rank: own}
     operands = [by_rank[rank] for rank in sorted(by_rank)]
     if (incoming[0].codec if incoming else ex.codec).verbatim:
-        _combine_arrays([_values(operand) for operand in operands], acc, op)
+        _combine_arrays([_values(operand, acc) for operand in operands], acc, op)
     else:
         _assign(ex, operands[0], acc)
         for operand in operands[1:]:
@@ -53,15 +55,16 @@ def combine_values(values: np.ndarray, acc: np.ndarray, op: str) -> None:
 def _combine_arrays(arrays: Sequence[np.ndarray], acc: np.ndarray, op: str) -> None:
     if len(arrays) == 1:
         acc[...] = arrays[0]
-    for start in range(0, acc.size, _TILE):
-        tile = slice(start, start + _TILE)
+    step = max(1, acc.size) if on_device(acc) else _TILE
+    for start in range(0, acc.size, step):
+        tile = slice(start, start + step)
         for i in range(1, len(arrays)):
             left = arrays[0] if i == 1 else acc
             _FUNCTIONS[op](left[tile], arrays[i][tile], out=acc[tile], dtype=acc.dtype, casting="same_kind")
 
 
-def _values(operand: np.ndarray | Frame) -> np.ndarray:
-    return operand.values(operand.dtype) if isinstance(operand, Frame) else operand
+def _values(operand: np.ndarray | Frame, acc: np.ndarray) -> np.ndarray:
+    return frame_beside(operand, acc).values(operand.dtype) if isinstance(operand, Frame) else operand
 
 
 def _assign(ex: Exchange, operand: np.ndarray | Frame, acc: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from collcomp.collectives import direct
 from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.reduction import OPS
+from collcomp.devices import empty
 from collcomp.errors import FrameError
 from collcomp.frame import dtype_code
 
@@ -21,7 +22,7 @@ def allreduce(ex: Exchange, send: np.ndarray, recv: np.ndarray, op: str) -> None
     """Combine `send` of all ranks into `recv` of all ranks; both may be the same array."""
     _agree(ex, send, op)
     src = send if send.dtype == ex.dtype else send.astype(ex.dtype)
-    dst = recv if recv.dtype == ex.dtype else np.empty(recv.size, ex.dtype)
+    dst = recv if recv.dtype == ex.dtype else empty(recv.size, ex.dtype, recv)
     residual, state = ex.remembered(slice(0, send.size))
     rounds = ex.codec.reduction(
         src, dst, ex.size, shared=ex.shared_stream, stream=ex.stream, residual=residual, state=state

@@ -20,6 +20,7 @@ from collcomp.policies import DEFAULT_MIN_NBYTES
 from collcomp.torch.checkpoint import engine_state, load_engine_state
 from collcomp.torch.engine import connect, disconnect, group_or_default, uncompressed
 from collcomp.torch.options import codec_or_none
+from collcomp.torch.streams import current_stream_of, settled
 from collcomp.torch.work import future_of
 
 __all__ = ["DdpHook", "bf16_compress_wrapper", "ddp_hook", "fp16_compress_wrapper"]
@@ -146,8 +147,9 @@ class DdpHook:
         if message.codec is None:
             return self._plain(flat, buffer, then)
         key = message.key if message.codec.needs_key else None
-        operation = self._engine.plan("allreduce", IN_PLACE, flat, "avg", codec=message.codec, key=key)
-        return future_of(self._engine.start(operation, then), buffer)
+        with current_stream_of(flat):
+            operation = self._engine.plan("allreduce", IN_PLACE, flat, "avg", codec=message.codec, key=key)
+            return future_of(self._engine.start(operation, settled(then, flat)), buffer)
 
     def _plain(
         self, flat: torch.Tensor, buffer: torch.Tensor, then: Callable[[], None] | None = None

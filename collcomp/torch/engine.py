@@ -85,7 +85,7 @@ def connect(group: dist.ProcessGroup) -> Communicator:
     store = dist.PrefixStore(f"collcomp/{number}", group.get_group_store())
     deadline = timeout_of(group)
     transport, mailbox = _transports(store, group.rank(), group.size(), deadline)
-    engine = Communicator(transport, mailbox=mailbox, native=True, deadline=deadline)
+    engine = Communicator(transport, mailbox=mailbox, native=True, native_devices=True, deadline=deadline)
     # Connects the ranks, so that one whose own first call is refused can tell the others.
     engine.allgather(np.zeros(1, np.int8), np.empty(group.size(), np.int8), algorithm="direct")
     engine.records.clear()

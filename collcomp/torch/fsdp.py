@@ -16,6 +16,7 @@ from collcomp.codecs import Codec, as_codec
 from collcomp.policies import DEFAULT_MIN_NBYTES, Fixed
 from collcomp.torch.engine import engine_of, uncompressed
 from collcomp.torch.group import op_name
+from collcomp.torch.streams import current_stream_of
 from collcomp.torch.tensors import own_block, why_foreign
 from collcomp.torch.work import Work
 
@@ -37,11 +38,12 @@ class _Compressed:
     def _start(self, group: dist.ProcessGroup, collective: str, output: torch.Tensor, *args: Any) -> Work | None:
         """The compressed operation; None where it is the group's own, with a record that says why."""
         engine = engine_of(group)
-        reason = why_foreign([output])
+        reason = why_foreign([output], self.codec)
         if not reason:
-            operation = engine.plan(collective, *args, policy=self._policy, key=self._key)
-            if not operation.native:
-                return Work(engine.start(operation), [output])
+            with current_stream_of(output):
+                operation = engine.plan(collective, *args, policy=self._policy, key=self._key)
+                if not operation.native:
+                    return Work(engine.start(operation), [output])
             reason = operation.plan.reason
         engine.records.add(collective, "native", "none", output.nbytes, None, None, 0.0, reason=reason)
         return None

@@ -18,6 +18,7 @@ from collcomp.diagnosis import Records
 from collcomp.operation import IN_PLACE
 from collcomp.torch.engine import Compressing, connect, disconnect
 from collcomp.torch.options import Options
+from collcomp.torch.streams import current_stream_of, settled
 from collcomp.torch.tensors import (
     cat,
     compressible,
@@ -240,7 +241,9 @@ class ProcessGroup(Compressing, dist.ProcessGroup):
         codec = self._codecs.get("send")
         if codec is not None and compressible(tensors, codec):
             messages = self.engine.messages
-            transfer = messages.post_send(listed(tensors)[0].contiguous(), dest, tag, codec)
+            tensor = listed(tensors)[0].contiguous()
+            with current_stream_of(tensor):
+                transfer = messages.post_send(tensor, dest, tag, codec)
             return Work(messages.in_background(transfer), listed(tensors))
         return self._inner.send(tensors, dest, tag)
 
@@ -253,7 +256,8 @@ class ProcessGroup(Compressing, dist.ProcessGroup):
             transfer = messages.post_recv(into, source, tag, codec)
             complete = transfer.complete
             if into is not tensor:
-                transfer.complete = lambda: (complete(), tensor.detach().copy_(into))[0]
+                copy_back = settled(lambda: tensor.detach().copy_(into), tensor)
+                transfer.complete = lambda: (complete(), copy_back())[0]
             return Work(messages.in_background(transfer), [tensor], source)
         return self._inner.recv(tensors, source, tag)
 
@@ -295,7 +299,7 @@ class ProcessGroup(Compressing, dist.ProcessGroup):
         started = time.perf_counter()
         tensors = _tensors_in(args)
         codec = self._codecs[collective]
-        reason = why_foreign(tensors)
+        reason = why_foreign(tensors, codec)
         if vector and not reason and not compressible(tensors, codec):
             reason = f"tensor: {tensors[0].dtype} never meets a lossy codec ({codec.spec})"
         call = None
@@ -310,9 +314,11 @@ class ProcessGroup(Compressing, dist.ProcessGroup):
             how: dict[str, Any] = {"key": self._key}
             if vector:  # ranks do not know each other's counts, so nothing but the codec itself can be agreed on
                 how |= {"vector": True, "codec": codec}
-            operation = self.engine.plan(collective, *call.args, **how)
-            if not operation.native:
-                return Work(self.engine.start(operation, call.then), call.results)
+            with current_stream_of(tensors[0]):
+                operation = self.engine.plan(collective, *call.args, **how)
+                if not operation.native:
+                    then = settled(call.then, tensors[0])
+                    return Work(self.engine.start(operation, then), call.results)
             reason = operation.plan.reason
         # Of what it writes to, which comes first; sparse tensors have no `nbytes`.
         nbytes = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(args[:1]))

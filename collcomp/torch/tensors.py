@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from collcomp.codecs import Codec
+from collcomp.devices import missing
 from collcomp.operation import IN_PLACE
 
 __all__ = [
@@ -88,13 +89,17 @@ def _write(flat: Tensor, parts: Sequence[Tensor]) -> None:
         start += part.numel()
 
 
-def why_foreign(tensors: Sequence[Tensor]) -> str:
-    """Why these tensors are nothing for the engine, as all ranks see alike; empty where they are."""
+def why_foreign(tensors: Sequence[Tensor], codec: Codec) -> str:
+    """Why these tensors are nothing for the engine and `codec`, as all ranks see alike; empty where they are."""
     for tensor in tensors:
         if tensor.layout != torch.strided:
             return f"tensor: its layout is {tensor.layout}"
-        if tensor.device.type != "cpu":
-            return f"tensor: on {tensor.device}, codecs have kernels for cpu only"
+        if tensor.device.type not in ("cpu", "cuda"):
+            return f"tensor: on {tensor.device}, codecs have kernels for cpu and cuda only"
+        if tensor.is_cuda and not codec.on_devices:
+            return f"tensor: on {tensor.device}, codec {codec.spec!r} has kernels for the CPU only"
+        if tensor.is_cuda and missing():
+            return f"tensor: on {tensor.device}; {missing()}"
         if tensor.dtype not in _DTYPES:
             return f"tensor: of {tensor.dtype}"
     return ""
@@ -103,4 +108,6 @@ def why_foreign(tensors: Sequence[Tensor]) -> str:
 def compressible(tensors: Any, codec: Codec) -> bool:
     """Whether both sides can tell that a message is to be compressed."""
     several = listed(tensors)
-    return not why_foreign(several) and (codec.lossless or all(tensor.dtype.is_floating_point for tensor in several))
+    return not why_foreign(several, codec) and (
+        codec.lossless or all(tensor.dtype.is_floating_point for tensor in several)
+    )

@@ -22,7 +22,7 @@ _callbacks = ThreadPoolExecutor(_CALLBACK_THREADS, thread_name_prefix="collcomp-
 def future_of(request: Request, value: Any) -> torch.futures.Future:
     """PyTorch's future of an operation, which becomes `value`."""
     # `set_exception` would only be understood by Python: to DDP's reducer the exception were the value.
-    over: torch.futures.Future = torch.futures.Future()
+    over: torch.futures.Future = torch.futures.Future(devices=_gpus_of(value))
 
     def outcome(_: torch.futures.Future) -> Any:
         request.future.result()
@@ -39,8 +39,14 @@ def future_of(request: Request, value: Any) -> torch.futures.Future:
     return future
 
 
-class _CpuWork(dist._Work):
-    """Tensors of a CPU have no streams: what has waited may go on."""
+def _gpus_of(value: Any) -> list[torch.device]:
+    """The GPUs that the tensors of a future lie on, which PyTorch has to know."""
+    tensors = value if isinstance(value, list) else [value]
+    return sorted({one.device for one in tensors if isinstance(one, torch.Tensor) and one.is_cuda}, key=str)
+
+
+class _HostWork(dist._Work):
+    """Operations that the host has seen the end of, tensors on GPUs included: what has waited may go on."""
 
     def synchronize(self) -> None:
         """Wait."""
@@ -51,7 +57,7 @@ class _CpuWork(dist._Work):
         self.wait()
 
 
-class Work(_CpuWork):
+class Work(_HostWork):
     """What a process group returns for a compressed operation.
 
     Parameters
@@ -113,7 +119,7 @@ class Work(_CpuWork):
         return self._future
 
 
-class Works(_CpuWork):
+class Works(_HostWork):
     """Several operations as one `Work`."""
 
     def __init__(self, works: list[dist.Work]) -> None:

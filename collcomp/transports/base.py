@@ -40,6 +40,8 @@ class Transport(ABC):
         same time leave none to finish alone.
     shares_memory : bool
         There are `lend` and `borrow` beside `isend` and `irecv`.
+    takes_devices : bool
+        What is sent and received may lie on a CUDA device.
     """
 
     rank: int
@@ -47,6 +49,7 @@ class Transport(ABC):
     segment_nbytes: tuple[int, int] = (64 << 10, 1 << 20)
     window: float = math.inf
     shares_memory: bool = False
+    takes_devices: bool = False
 
     def allocate(self, nbytes: int) -> np.ndarray:
         """Memory (uint8) for what is to be sent."""

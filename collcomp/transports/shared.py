@@ -101,6 +101,7 @@ class SharedMemoryTransport(MpiTransport):
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__(comm)
+        self.takes_devices = False  # frames lie in memory files
         self._notice_tag -= 1  # and so all other tags are below it
         self._stream_tag = self._notice_tag + 1
         self._slabs: dict[int, _Slab] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ LANES = 32
 THREADS = 64 if SIMULATED else 256
 #: Thread blocks that a multiprocessor has at once; loops over the grid are as long as the message needs.
 _BLOCKS_PER_MULTIPROCESSOR = 2048 // 256
+# The simulator runs one kernel at a time.
+_simulator = threading.Lock()
 
 
 def kernel(function: Callable) -> Any:
@@ -46,7 +49,8 @@ def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) 
     """Launch a kernel on the stream that its first array names; nothing is waited for."""
     passed = [_passed(argument) for argument in arguments]
     if SIMULATED:
-        function[blocks, threads](*passed)
+        with _simulator:
+            function[blocks, threads](*passed)
         return
     stream = next(a.__cuda_array_interface__.get("stream") for a in arguments if hasattr(a, "__cuda_array_interface__"))
     function[blocks, threads, cuda.external_stream(stream or 0)](*passed)
