@@ -68,6 +68,11 @@ class Format(NamedTuple):
         """Bits of a code."""
         return 8 // self.planes
 
+    @property
+    def multiple(self) -> int:
+        """What the length of a coded block is a multiple of: even, and whole bytes of codes."""
+        return max(2, self.planes)
+
 
 @functools.cache
 def _fitting(real, levels):

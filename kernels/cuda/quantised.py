@@ -19,7 +19,10 @@ from numba import cuda
 from collcomp.kernels.cuda.bits import random32
 from collcomp.kernels.cuda.blocks import Format, coding, decoding, inverse_of, measuring
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
-from collcomp.kernels.cuda.primitives import lane_sums_before, meet
+from collcomp.kernels.cuda.operands import IN_PLACE, fetching, settling, storing
+from collcomp.kernels.cuda.primitives import meet
+from collcomp.kernels.cuda.raw_blocks import copy_raw as copy_padded
+from collcomp.kernels.cuda.raw_blocks import locate, padded
 
 __all__ = ["copy_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum", "locate"]
 
@@ -90,15 +93,9 @@ def decode_add(
     _decode(True, scales, codes, raw, block, planes, acc, places)
 
 
-def locate(scales: Any, places: Any) -> None:
-    """Write to `places` how many raw blocks come before each."""
-    launch(_locator(scales.ndim), 1, scales, places)
-
-
 def copy_raw(src: Any, scales: Any, places: Any, block: int, planes: tuple[int, ...], raw: Any, clear: bool) -> None:
     """Copy the raw blocks of `src` to `raw`, the last one padded as it is for coding; `clear` them in `src` then."""
-    copier = _copier(Format.of(src, scales, planes), clear)
-    launch(copier, grid(-(-len(scales) // _WARPS)), src, scales, places, block, raw)
+    copy_padded(src, scales, places, block, Format.of(src, scales, planes).multiple, raw, clear)
 
 
 def _encode(
@@ -132,13 +129,6 @@ def _decode(
 # ---------------------------------------------------------------------- kernels
 
 
-@inlined
-def _padded(used, planes):
-    """The length of a block with so many elements: even, and whole bytes of codes."""
-    multiple = max(2, planes)
-    return (used + multiple - 1) // multiple * multiple
-
-
 @functools.cache
 def _sections(asymmetric):
     if asymmetric:
@@ -168,80 +158,34 @@ def _sections(asymmetric):
 @functools.cache
 def _operand(form, mode):
     """Element i of what is encoded: stored in ``arrays[1]`` where it is a sum."""
-    planes = form.planes
+    planes, multiple = form.planes, form.multiple
     value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
-    if mode == "feedback":
 
-        @inlined
-        def element(arrays, i):
-            total = arrays[1][i] + arrays[0][i]
-            arrays[1][i] = total
-            return total
+    @inlined
+    def part(scales, codes, block, count, i):
+        b = i // block
+        start = b * block
+        width = padded(min(block, count - start), multiple) // planes
+        byte = codes[start // planes + (i - start) % width]
+        scale, offset = scale_of(scales, b)
+        return value_of(byte, (i - start) // width, scale, offset)
 
-    elif mode == "sum":
+    fetch, store = fetching(mode, part), storing(mode)
 
-        @inlined
-        def part(scales, codes, block, count, i):
-            b = i // block
-            start = b * block
-            width = _padded(min(block, count - start), planes) // planes
-            byte = codes[start // planes + (i - start) % width]
-            scale, offset = scale_of(scales, b)
-            return value_of(byte, (i - start) // width, scale, offset)
-
-        @inlined
-        def element(arrays, i):
-            own, kept, scales, codes, position, divisor, block = arrays
-            total = part(scales[0], codes[0], block, own.size, i)
-            if position < 2:  # either order of two operands gives the same sum
-                total = own[i] + total
-            for rank in range(1, len(scales)):
-                total += part(scales[rank], codes[rank], block, own.size, i)
-                if rank + 1 == position:
-                    total += own[i]
-            if divisor != 1:
-                total /= divisor
-            kept[i] = total
-            return total
-
-    else:
-
-        @inlined
-        def element(arrays, i):
-            return arrays[0][i]
+    @inlined
+    def element(arrays, i):
+        x = fetch(arrays, i)
+        store(arrays, i, x)
+        return x
 
     return element
 
 
 @functools.cache
-def _outcome(mode):
-    """What becomes of element i: of what was encoded, or of the residual."""
-    if mode == "encode":
-
-        @inlined
-        def settle(dst, i, given, decoded):
-            pass
-
-    elif mode == "feedback":
-
-        @inlined
-        def settle(dst, i, given, decoded):
-            dst[i] = given - decoded
-
-    else:
-
-        @inlined
-        def settle(dst, i, given, decoded):
-            dst[i] = decoded
-
-    return settle
-
-
-@functools.cache
 def _encoder(form, mode, stochastic):
     real, planes, asymmetric = form.real, form.planes, form.asymmetric
-    sums, keeps = mode in ("feedback", "sum"), mode == "keep"
-    measure, settle = measuring(form, _operand(form, mode)), _outcome(mode)
+    multiple, sums, keeps = form.multiple, mode in IN_PLACE, mode == "keep"
+    measure, settle = measuring(form, _operand(form, mode)), settling(mode)
     code_of, inverse_of_scale, value_of = coding(form, stochastic), inverse_of(form, stochastic), decoding(form)
     put_scale, _ = _sections(asymmetric)
 
@@ -258,7 +202,7 @@ def _encoder(form, mode, stochastic):
             meet()
             padding = held[start + used - 1] if asymmetric else real(0)
             meet()
-            length = _padded(used, planes)
+            length = padded(used, multiple)
             width, half = length // planes, length // 2
             raw = np.isnan(scale)
             if lane == 0:
@@ -289,7 +233,7 @@ def _encoder(form, mode, stochastic):
 
 @functools.cache
 def _decoder(form, adds, with_raw):
-    planes = form.planes
+    planes, multiple = form.planes, form.multiple
     value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
 
     @inlined
@@ -320,7 +264,7 @@ def _decoder(form, adds, with_raw):
         for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
             start = b * block
             used = min(block, dst.size - start)
-            width = _padded(used, planes) // planes
+            width = padded(used, multiple) // planes
             scale, offset = scale_of(scales, b)
             raw = np.isnan(scale)
             for j in range(lane, width, LANES):
@@ -332,62 +276,3 @@ def _decoder(form, adds, with_raw):
                         place(dst, start + i, value)
 
     return decoder
-
-
-@functools.cache
-def _locator(ndim):
-    _, scale_of = _sections(ndim == 2)
-
-    @kernel
-    def locator(scales, places):
-        """By one thread block: each warp counts its 32 of every `THREADS` scales, then adds what the others counted."""
-        found = cuda.shared.array(_WARPS, np.int32)
-        thread = cuda.threadIdx.x
-        lane, warp = thread % LANES, thread // LANES
-        total = 0
-        for first in range(0, len(scales), THREADS):
-            b = first + thread
-            raw = np.int32(0)
-            if b < len(scales):
-                scale, _ = scale_of(scales, b)
-                raw = np.int32(np.isnan(scale))
-            before, in_warp = lane_sums_before(raw)
-            if lane == 0:
-                found[warp] = in_warp
-            cuda.syncthreads()
-            in_block = 0
-            for other in range(_WARPS):
-                if other == warp:
-                    before += in_block
-                in_block += found[other]
-            if b < len(scales):
-                places[b] = total + before
-            total += in_block
-            cuda.syncthreads()
-
-    return locator
-
-
-@functools.cache
-def _copier(form, clear):
-    real, planes, asymmetric = form.real, form.planes, form.asymmetric
-    _, scale_of = _sections(asymmetric)
-
-    @kernel
-    def copier(src, scales, places, block, raw):
-        lane = cuda.threadIdx.x % LANES
-        for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
-            scale, _ = scale_of(scales, b)
-            if not np.isnan(scale):
-                continue
-            start = b * block
-            used = min(block, src.size - start)
-            at = np.int64(places[b]) * block
-            padding = src[start + used - 1] if asymmetric else real(0)
-            meet()
-            for i in range(lane, _padded(used, planes), LANES):
-                raw[at + i] = src[start + i] if i < used else padding
-                if clear and i < used:
-                    src[start + i] = 0
-
-    return copier
