@@ -7,6 +7,7 @@ from numba.cuda.extending import intrinsic
 from collcomp.kernels.cuda.jit import inlined
 
 __all__ = [
+    "bit_length",
     "bits_of",
     "float_of",
     "lane_sums_before",
@@ -15,6 +16,7 @@ __all__ = [
     "product",
     "smallest_of_lanes",
     "sum_by_halves",
+    "union_of_lanes",
     "value_of_lane",
     "votes",
 ]
@@ -22,6 +24,19 @@ __all__ = [
 _ALL = 0xFFFFFFFF
 _TWINS = {types.float32: types.int32, types.float64: types.int64}
 _TWIN_OF = {twin: kind for kind, twin in _TWINS.items()}
+
+
+@intrinsic
+def bit_length(typing_context, x):
+    """How many bits `x` needs, an int32 or int64 that is not negative."""
+
+    def generate(context, builder, signature, args):
+        kind = args[0].type
+        zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+        length = builder.sub(ir.Constant(kind, kind.width), zeros)
+        return builder.trunc(length, ir.IntType(32)) if kind.width > 32 else length
+
+    return types.int32(x), generate
 
 
 @intrinsic
@@ -80,6 +95,14 @@ def sum_by_halves(value):
     for distance in (16, 8, 4, 2, 1):
         value += cuda.shfl_xor_sync(_ALL, value, distance)
     return value
+
+
+@inlined
+def union_of_lanes(bits):
+    """The bits that are set in an integer of some lane, in every lane."""
+    for distance in (16, 8, 4, 2, 1):
+        bits |= cuda.shfl_xor_sync(_ALL, bits, distance)
+    return bits
 
 
 @inlined

@@ -8,6 +8,7 @@ from collcomp.kernels.cuda.jit import SIMULATED
 
 if SIMULATED:
     from collcomp.kernels.cuda.simulated import (
+        bit_length,
         bits_of,
         float_of,
         lane_sums_before,
@@ -16,11 +17,13 @@ if SIMULATED:
         product,
         smallest_of_lanes,
         sum_by_halves,
+        union_of_lanes,
         value_of_lane,
         votes,
     )
 else:
     from collcomp.kernels.cuda.hardware import (
+        bit_length,
         bits_of,
         float_of,
         lane_sums_before,
@@ -29,11 +32,13 @@ else:
         product,
         smallest_of_lanes,
         sum_by_halves,
+        union_of_lanes,
         value_of_lane,
         votes,
     )
 
 __all__ = [
+    "bit_length",
     "bits_of",
     "float_of",
     "lane_sums_before",
@@ -42,6 +47,7 @@ __all__ = [
     "product",
     "smallest_of_lanes",
     "sum_by_halves",
+    "union_of_lanes",
     "value_of_lane",
     "votes",
 ]

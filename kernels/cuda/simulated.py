@@ -1,11 +1,15 @@
 """`primitives` for numba's simulator, which has no warps: lanes leave their values where the others find them."""
 
+import functools
+import operator
+
 import numpy as np
 from numba import cuda
 
 from collcomp.kernels.cuda.jit import LANES, THREADS, inlined
 
 __all__ = [
+    "bit_length",
     "bits_of",
     "float_of",
     "lane_sums_before",
@@ -14,12 +18,18 @@ __all__ = [
     "product",
     "smallest_of_lanes",
     "sum_by_halves",
+    "union_of_lanes",
     "value_of_lane",
     "votes",
 ]
 
 _TWINS = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
 _TWIN_OF = {np.dtype(twin): kind.type for kind, twin in _TWINS.items()}
+
+
+@inlined
+def bit_length(x):
+    return int(x).bit_length()
 
 
 @inlined
@@ -70,6 +80,11 @@ def sum_by_halves(value):
         half = len(values) // 2
         values = [values[i] + values[half + i] for i in range(half)]
     return values[0]
+
+
+@inlined
+def union_of_lanes(bits):
+    return functools.reduce(operator.or_, _lanes(bits))
 
 
 @inlined
