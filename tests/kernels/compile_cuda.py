@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from collcomp.kernels.cuda import jit  # noqa: E402 - before any module of kernels takes `launch` from it
 
 _ARCHITECTURE = (8, 0)
+_compiled: set = set()
 
 
 class _Device:
@@ -27,6 +28,9 @@ class _Device:
 
 def _compile(function, blocks, *arguments, threads=jit.THREADS):
     signature = tuple(typeof(_host(argument)) for argument in arguments)
+    if (function, signature) in _compiled:
+        return
+    _compiled.add((function, signature))
     ptx, _ = cuda.compile_ptx(function.py_func, signature, cc=_ARCHITECTURE)
     print(
         json.dumps(
