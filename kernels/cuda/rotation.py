@@ -14,7 +14,6 @@ from numba import cuda
 
 from collcomp.kernels.cuda.butterflies import Steps, transform
 from collcomp.kernels.cuda.jit import inlined
-from collcomp.kernels.cuda.primitives import product
 
 __all__ = ["LIMIT", "rotate", "unrotate", "unrotate_add", "unrotate_subtract"]
 
@@ -28,49 +27,43 @@ def rotate(src: Any, residual: Any, diagonal: Any, dst: Any, plain: Any, first: 
     Unless `residual` is None, `src` is added to it first, and it is rotated then.
     """
     steps = _rotating(dst.dtype.type, residual is not None)
-    _transform(steps, src, src if residual is None else residual, diagonal, dst, plain, first)
+    _transform(steps, False, src, src if residual is None else residual, diagonal, dst, plain, first)
 
 
 def unrotate(y: Any, diagonal: Any, plain: Any, first: int) -> None:
     """Undo `rotate`, in place."""
-    _transform(_unrotating(y.dtype.type, "in place"), y, y, diagonal, y, plain, first)
+    _transform(_unrotating(y.dtype.type, "in place"), True, y, y, diagonal, y, plain, first)
 
 
 def unrotate_add(src: Any, diagonal: Any, plain: Any, first: int, acc: Any) -> None:
     """Undo `rotate` and add the values to `acc`; `src` is overwritten."""
-    _transform(_unrotating(src.dtype.type, "add"), src, acc, diagonal, src, plain, first)
+    _transform(_unrotating(src.dtype.type, "add"), True, src, acc, diagonal, src, plain, first)
 
 
 def unrotate_subtract(src: Any, diagonal: Any, plain: Any, first: int, residual: Any) -> None:
     """Undo `rotate` and leave in `residual` what differs, or 0 where that value is not finite; `src` is overwritten."""
-    _transform(_unrotating(src.dtype.type, "subtract"), src, residual, diagonal, src, plain, first)
+    _transform(_unrotating(src.dtype.type, "subtract"), True, src, residual, diagonal, src, plain, first)
 
 
-def _transform(steps: Steps, src: Any, other: Any, diagonal: Any, rotated: Any, plain: Any, first: int) -> None:
-    size = diagonal.size
-    arguments = (src, other, diagonal, rotated, plain, first, size.bit_length() - 1)
-    transform(steps, arguments, size, 0, rotated.size, rotated)
+def _transform(
+    steps: Steps, back: bool, src: Any, other: Any, diagonal: Any, rotated: Any, plain: Any, first: int
+) -> None:
+    transform(steps, (src, other, rotated, plain, first), diagonal, back, rotated.size, other.size, rotated)
 
 
 # ---------------------------------------------------------------------- steps: arguments as in `_transform`
 
 
 @inlined
-def _is_plain(arguments, i):
-    bit = arguments[5] + (i >> arguments[6])
-    return (np.int64(arguments[4][bit >> 5]) >> (bit & 31)) & 1 != 0
+def _is_plain(arguments, b):
+    bit = arguments[4] + b
+    return (np.int64(arguments[3][bit >> 5]) >> (bit & 31)) & 1 != 0
 
 
 @inlined
-def _set_plain(arguments, i):
-    bit = arguments[5] + (i >> arguments[6])
-    cuda.atomic.or_(arguments[4], bit >> 5, np.uint32(1 << (bit & 31)))
-
-
-@inlined
-def _factor(arguments, i):
-    diagonal = arguments[2]
-    return diagonal[i & (diagonal.size - 1)]
+def _set_plain(arguments, b):
+    bit = arguments[4] + b
+    cuda.atomic.or_(arguments[3], bit >> 5, np.uint32(1 << (bit & 31)))
 
 
 @functools.cache
@@ -78,32 +71,29 @@ def _rotating(real, adds):
     limit, zero = real(LIMIT), real(0)
 
     @inlined
-    def load(arguments, i):
-        src = arguments[0]
-        if i >= src.size:
-            return zero
-        return src[i] + arguments[1][i] if adds else src[i]
+    def load(arguments, b, i):
+        x = arguments[0][np.uint64(i)]
+        return x + arguments[1][np.uint64(i)] if adds else x
 
     @inlined
-    def enter(arguments, i, x):
-        if adds and i < arguments[1].size:
-            arguments[1][i] = x
-        if not abs(x) < limit and not _is_plain(arguments, i):
-            _set_plain(arguments, i)
-        return product(x, _factor(arguments, i))
+    def note(arguments, b, i, x):
+        if adds:
+            arguments[1][np.uint64(i)] = x
+        if not abs(x) < limit and not _is_plain(arguments, b):
+            _set_plain(arguments, b)
 
     @inlined
-    def fetch(arguments, i):
+    def fetch(arguments, b, i):
         return zero
 
     @inlined
-    def leave(arguments, i, y, fetched):
-        if _is_plain(arguments, i):
-            held = arguments[1]
-            y = held[i] if i < held.size else zero
-        arguments[3][i] = y
+    def leave(arguments, b, i, y, fetched, stays):
+        if stays:
+            values = arguments[1]
+            y = values[i] if i < values.size else zero
+        arguments[2][np.uint64(i)] = y
 
-    return Steps(load, enter, _is_plain, fetch, leave)
+    return Steps(load, note, _is_plain, fetch, leave)
 
 
 @functools.cache
@@ -111,27 +101,24 @@ def _unrotating(real, how):
     infinity, zero = real(np.inf), real(0)
 
     @inlined
-    def load(arguments, i):
-        return arguments[0][i]
+    def load(arguments, b, i):
+        return arguments[0][np.uint64(i)]
 
     @inlined
-    def enter(arguments, i, x):
-        return x
+    def note(arguments, b, i, x):
+        pass
 
     @inlined
-    def fetch(arguments, i):
-        other = arguments[1]
-        return other[i] if how != "in place" and i < other.size else zero
+    def fetch(arguments, b, i):
+        return zero if how == "in place" else arguments[1][np.uint64(i)]
 
     @inlined
-    def leave(arguments, i, y, fetched):
-        other = arguments[1]
-        x = arguments[0][i] if _is_plain(arguments, i) else product(y, _factor(arguments, i))
-        if i < other.size:
-            if how == "add":
-                x = fetched + x
-            elif how == "subtract":
-                x = fetched - x if abs(x) < infinity else zero
-            other[i] = x
+    def leave(arguments, b, i, y, fetched, stays):
+        x = arguments[0][i] if stays else y
+        if how == "add":
+            x = fetched + x
+        elif how == "subtract":
+            x = fetched - x if abs(x) < infinity else zero
+        arguments[1][np.uint64(i)] = x
 
-    return Steps(load, enter, _is_plain, fetch, leave)
+    return Steps(load, note, _is_plain, fetch, leave)
