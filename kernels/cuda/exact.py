@@ -24,17 +24,23 @@ from numba import cuda
 
 from collcomp.kernels.cpu.exact import EMPTY, HIGHEST, LIMBS, LOWEST, WIDE
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.limbs import (
+    NEGATIVE,
+    POSITIVE,
+    add_float,
+    add_limbs,
+    add_window,
+    of_limbs,
+    widen_element,
+)
 from collcomp.kernels.cuda.primitives import bit_length, largest_of_lanes, meet, smallest_of_lanes, union_of_lanes
-from collcomp.kernels.cuda.significands import INFINITY, reading, rounding, significand, smallest_exponent
+from collcomp.kernels.cuda.significands import INFINITY, reading, rounding, signed, significand, smallest_exponent
 
 __all__ = ["EMPTY", "HIGHEST", "LIMBS", "LOWEST", "WIDE", "add", "add_partial", "finish", "first", "widen"]
 
 _WARPS = THREADS // LANES
-_LIMB_BITS = 35
-_LIMB_MASK = (1 << _LIMB_BITS) - 1
 _WINDOW_BITS = 62
 _SLACKS = (6, 3, 0)
-_POSITIVE, _NEGATIVE, _NAN = 1, 2, 4
 #: Above the places of all bits.
 _NOWHERE = np.int32(1000)
 
@@ -156,60 +162,9 @@ def _window_fits(union, base_in, headroom, base):
 
 
 @inlined
-def _signed(size, negative):
-    return -size if negative else size
-
-
-@inlined
 def _moved(units, places):
     """Units times ``2**places``, where that is exact; zero may be moved by any number of places."""
     return units << min(places, 63) if places >= 0 else units >> min(-places, 63)
-
-
-@inlined
-def _add_at(limbs, i, place, size, negative):
-    """Add or subtract `size`, of 24 bits, times ``2**place`` of the smallest unit (not below it, whatever is given)."""
-    j = max(min(place // _LIMB_BITS, LIMBS - 1), 0)
-    shifted = size << (place - j * _LIMB_BITS)
-    if j < LIMBS - 1:
-        limbs[i, j] += _signed(shifted & _LIMB_MASK, negative)
-        limbs[i, j + 1] += _signed(shifted >> _LIMB_BITS, negative)
-    else:
-        limbs[i, j] += _signed(shifted, negative)
-
-
-@inlined
-def _clear_limbs(limbs, special, i):
-    special[i] = 0
-    for j in range(LIMBS):
-        limbs[i, j] = 0
-
-
-@inlined
-def _add_wide(limbs, special, i, size, negative):
-    if size > INFINITY:
-        special[i] |= np.uint8(_NAN)
-    elif size == INFINITY:
-        special[i] |= np.uint8(_NEGATIVE if negative else _POSITIVE)
-    else:
-        units, place = significand(size)
-        _add_at(limbs, i, place, units, negative)
-
-
-@inlined
-def _add_window_wide(base, window, limbs, i):
-    """Add a window's element to limbs: pieces of 24 bits, which do not overlap, so that they count as one addend."""
-    place, size, negative = base - LOWEST, abs(window[i]), window[i] < 0
-    _add_at(limbs, i, place, size & 0xFFFFFF, negative)
-    _add_at(limbs, i, place + 24, (size >> 24) & 0xFFFFFF, negative)
-    _add_at(limbs, i, place + 48, size >> 48, negative)
-
-
-@inlined
-def _widen_element(base, window, limbs, special, i):
-    _clear_limbs(limbs, special, i)
-    if base != EMPTY:
-        _add_window_wide(base, window, limbs, i)
 
 
 @inlined
@@ -220,38 +175,6 @@ def _union(window, begin, end):
         union |= abs(window[np.uint64(i)])
         i += LANES
     return union_of_lanes(union)
-
-
-@inlined
-def _is_negative(limbs, i):
-    carry = np.int64(0)
-    for j in range(LIMBS):
-        carry = (limbs[i, j] + carry) >> _LIMB_BITS
-    return carry < 0
-
-
-@inlined
-def _of_limbs(limbs, i):
-    """What an element's limbs are, as (size, unit, negative): an int64 in units of ``2**unit`` that rounds as they do.
-
-    Of the limbs with their carries, the highest that is not 0 and the 27 bits below it have 28 bits at least. All that
-    is further below is told by the last of them, which is set where there is any: it stands for no tie.
-    """
-    negative = _is_negative(limbs, i)
-    carry = last = below = np.int64(0)
-    place = high = low = rest = np.int64(0)
-    for j in range(LIMBS):
-        value = _signed(limbs[i, j], negative) + carry
-        carry = value >> _LIMB_BITS if j < LIMBS - 1 else np.int64(0)
-        digit = value - (carry << _LIMB_BITS)
-        if digit != 0:
-            place, high, low, rest = np.int64(j), digit, last, below
-        below |= last
-        last = digit
-    # Where the highest limb is cut off, the sum is far beyond the largest float32 either way.
-    high = min(high, np.int64(_LIMB_MASK))
-    lost = 1 if ((low & 0xFF) | rest) != 0 else 0
-    return (high << 27) | (low >> 8) | lost, place * _LIMB_BITS - 27 + LOWEST, negative
 
 
 # ---------------------------------------------------------------------- kernels
@@ -307,8 +230,8 @@ def _adder(kind, fresh):
                     size, negative = read(x, at)
                     keep_sign(signs, at, negative)
                     if held != WIDE:
-                        _widen_element(held, window, limbs, special, at)
-                    _add_wide(limbs, special, at, size, negative)
+                        widen_element(held, window, limbs, special, at)
+                    add_float(limbs, special, at, size, negative)
                     i += LANES
             else:
                 while i < end:
@@ -316,7 +239,7 @@ def _adder(kind, fresh):
                     size, negative = read(x, at)
                     keep_sign(signs, at, negative)
                     units, place = significand(size)
-                    total = _signed(_moved(units, place + LOWEST - new), negative)
+                    total = signed(_moved(units, place + LOWEST - new), negative)
                     if held != EMPTY:
                         total += window[at] << (held - new)
                     window[at] = total
@@ -327,19 +250,9 @@ def _adder(kind, fresh):
 
 @functools.cache
 def _partial_adder():
-    @inlined
-    def add_wide(given, source, limbs, special, i):
-        _, window_in, _, limbs_in, special_in = given
-        if source == WIDE:
-            special[i] |= special_in[i]
-            for j in range(LIMBS):
-                limbs[i, j] += limbs_in[i, j]
-        else:
-            _add_window_wide(source, window_in, limbs, i)
-
     @kernel
     def adder(given, headroom, held, elements):
-        base_in, window_in, signs_in, _, _ = given
+        base_in, window_in, signs_in, limbs_in, special_in = given
         base, window, signs, limbs, special = held
         lane = cuda.threadIdx.x % LANES
         for packet in range(cuda.grid(1) // LANES, len(base), cuda.gridsize(1) // LANES):
@@ -374,8 +287,11 @@ def _partial_adder():
                 at = np.uint64(i)
                 if new == WIDE:
                     if old != WIDE:
-                        _widen_element(old, window, limbs, special, at)
-                    add_wide(given, source, limbs, special, at)
+                        widen_element(old, window, limbs, special, at)
+                    if source != WIDE:
+                        add_window(source, window_in, limbs, at)
+                    else:
+                        add_limbs(limbs_in, special_in, limbs, special, at)
                 else:
                     total = _moved(window_in[at], source - new)
                     if old != EMPTY:
@@ -400,7 +316,7 @@ def _widener():
                 base[packet] = WIDE
             i, end = packet * elements + lane, min((packet + 1) * elements, special.size)
             while i < end:
-                _widen_element(held, window, limbs, special, np.uint64(i))
+                widen_element(held, window, limbs, special, np.uint64(i))
                 i += LANES
 
     return widener
@@ -420,11 +336,11 @@ def _finisher(kind):
                 at = np.uint64(i)
                 flags = special[at] if held == WIDE else np.uint8(0)
                 if flags != 0:
-                    out[at] = special_of(flags != _POSITIVE and flags != _NEGATIVE, flags == _NEGATIVE)
+                    out[at] = special_of(flags != POSITIVE and flags != NEGATIVE, flags == NEGATIVE)
                 else:
                     size, unit, negative = np.int64(0), held, False
                     if held == WIDE:
-                        size, unit, negative = _of_limbs(limbs, at)
+                        size, unit, negative = of_limbs(limbs, at)
                     elif held != EMPTY:
                         size, negative = abs(window[at]), window[at] < 0
                     if size == 0:

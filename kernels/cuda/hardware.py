@@ -14,6 +14,7 @@ __all__ = [
     "largest_of_lanes",
     "meet",
     "product",
+    "rint",
     "smallest_of_lanes",
     "sum_by_halves",
     "union_of_lanes",
@@ -23,6 +24,7 @@ __all__ = [
 
 _ALL = 0xFFFFFFFF
 _TWINS = {types.float32: types.int32, types.float64: types.int64}
+_REGISTERS = {types.float32: ("f32", "f"), types.float64: ("f64", "d")}
 _TWIN_OF = {twin: kind for kind, twin in _TWINS.items()}
 
 
@@ -62,7 +64,7 @@ def float_of(typing_context, bits):
 @intrinsic
 def product(typing_context, a, b):
     """``a * b``, rounded before anything is added to it."""
-    name, register = {types.float32: ("f32", "f"), types.float64: ("f64", "d")}[a]
+    name, register = _REGISTERS[a]
 
     def generate(context, builder, signature, args):
         kind = args[0].type
@@ -71,6 +73,19 @@ def product(typing_context, a, b):
         return builder.call(multiply, args)
 
     return a(a, a), generate
+
+
+@intrinsic
+def rint(typing_context, x):
+    """Float `x` rounded to an integer, ties to even."""
+    name, register = _REGISTERS[x]
+
+    def generate(context, builder, signature, args):
+        kind = args[0].type
+        code = f"cvt.rni.{name}.{name} $0, $1;"
+        return builder.call(ir.InlineAsm(ir.FunctionType(kind, [kind]), code, f"={register},{register}"), args)
+
+    return x(x), generate
 
 
 @inlined

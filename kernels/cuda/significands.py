@@ -17,7 +17,7 @@ from collcomp.kernels.cuda.jit import inlined
 from collcomp.kernels.cuda.minifloats import widening
 from collcomp.kernels.cuda.primitives import bit_length, bits_of, float_of
 
-__all__ = ["INFINITY", "reading", "rounding", "significand", "smallest_exponent"]
+__all__ = ["INFINITY", "reading", "rounding", "signed", "significand", "smallest_exponent"]
 
 #: The bits of float32 without their sign: those of infinity, below those of NaN.
 INFINITY = 0x7F800000
@@ -53,6 +53,12 @@ def reading(kind: Any) -> Callable:
         return np.int64(bits_of(value_of(code & 0x7FFF))), code > 0x7FFF
 
     return read
+
+
+@inlined
+def signed(size, negative):
+    """`size`, or minus that."""
+    return -size if negative else size
 
 
 @inlined

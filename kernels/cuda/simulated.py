@@ -16,6 +16,7 @@ __all__ = [
     "largest_of_lanes",
     "meet",
     "product",
+    "rint",
     "smallest_of_lanes",
     "sum_by_halves",
     "union_of_lanes",
@@ -45,6 +46,11 @@ def float_of(bits):
 @inlined
 def product(a, b):
     return a * b
+
+
+@inlined
+def rint(x):
+    return np.rint(x)
 
 
 # The simulator runs one thread block at a time. Its own shared memory would cost a look at the stack each time.
