@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from collcomp import devices
+from collcomp.carriers import Carriers
 from collcomp.codecs import Codec
 from collcomp.collectives import SWITCHED, Exchange
 from collcomp.devices import on_device
@@ -24,7 +24,6 @@ from collcomp.operation import IN_PLACE, How, Operation, Planner
 from collcomp.planner.layout import Layout, layout_for, layout_of_environment
 from collcomp.policies import DEFAULT_MIN_NBYTES, Auto, ByCollective, Policy, is_auto, policy_of
 from collcomp.request import Persistent, Request
-from collcomp.scratch import Scratch
 from collcomp.switch.port import SwitchPort
 from collcomp.transports import Transport
 from collcomp.units import parse_address
@@ -121,9 +120,7 @@ class Communicator:
         self._draw_ahead = 0
         # One thread: nonblocking collectives are done in the order in which they were called.
         self._background: ThreadPoolExecutor | None = None
-        # Memory for frames, by what allocates it.
-        self._scratch: dict[Callable[[int], np.ndarray], list[Scratch]] = defaultdict(list)
-        self._abandoned: list[Scratch] = []
+        self._carriers = Carriers(transport, deadline)
 
     # ------------------------------------------------------------------ collectives
 
@@ -351,8 +348,9 @@ class Communicator:
 
     def run(self, operation: Operation) -> None:
         """Do what was planned."""
-        if operation.plan.algorithm == SWITCHED:
-            # A switch takes the operations of a communicator one after another, in the order in which they were called.
+        on_gpus = self._carriers.in_order and on_device(operation.message.flat)
+        if operation.plan.algorithm == SWITCHED or (on_gpus and self._background is not None):
+            # A switch, and NCCL, take the operations of a communicator one after another, in the order of the calls.
             try:
                 self.idle()
             except BaseException as error:
@@ -361,17 +359,19 @@ class Communicator:
         self._run(operation)
 
     def _run(self, operation: Operation) -> None:
-        started = time.perf_counter()
         values = operation.message.flat
-        allocate = self._transport.allocate
-        if on_device(values) and not self._transport.shares_memory:
-            allocate = devices.allocate if self._transport.takes_devices else devices.allocate_pinned
-        kept = self._scratch[allocate]
-        scratch = kept.pop() if kept else Scratch(allocate)
+        with devices.lasting(values):
+            self._carry(operation, values)
+
+    def _carry(self, operation: Operation, values: Any) -> None:
+        started = time.perf_counter()
+        sequence = operation.sequence & 0xFFFFFFFF
+        transport = self._carriers.transport(values, sequence)
+        scratch = self._carriers.take(transport, values)
         exchange = Exchange(
-            self._transport,
+            transport,
             operation.plan,
-            Envelope(values.dtype, values.size, operation.sequence & 0xFFFFFFFF),
+            Envelope(values.dtype, values.size, sequence),
             scratch,
             draw=operation.draw & 0xFFFFFFFF,
             deadline=self.deadline,
@@ -386,10 +386,9 @@ class Communicator:
                 exchange.finish()
         except BaseException as error:
             exchange.abandon(error)
-            self._abandoned.append(scratch)  # other ranks may still be reading it
+            self._carriers.keep(scratch)
             raise
-        scratch.reset()
-        kept.append(scratch)
+        self._carriers.give(scratch, values)
         for output in operation.outputs:
             output.commit()
         plan = operation.plan
@@ -403,7 +402,7 @@ class Communicator:
             time.perf_counter() - started,
             exchange.error_norm,
             operation.key,
-            plan.reason,
+            plan.reason or (self._carriers.staged if on_device(values) else ""),
         )
 
     def start(self, operation: Operation, then: Callable[[], None] | None = None) -> Request:
@@ -439,7 +438,7 @@ class Communicator:
             self._background.shutdown()
         if self._switch is not None:
             self._switch.close()
-        self._transport.close()
+        self._carriers.close()
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,13 @@ __all__ = [
     "apart",
     "counters",
     "cupy",
+    "current_stream",
     "device_of",
     "empty",
     "host_copy",
+    "identity",
+    "is_capturing",
+    "lasting",
     "like",
     "mark",
     "missing",
@@ -116,12 +121,12 @@ def allocate_pinned(nbytes: int) -> np.ndarray:
 def wait_for(array: Any) -> None:
     """Wait until an array has the values that the current stream is to write; those of the host have them."""
     if on_device(array):
-        cupy().cuda.get_current_stream().synchronize()
+        current_stream().synchronize()
 
 
 def mark(array: Any) -> Any:
     """What has been begun so far on the current stream, for `apart`; None for an array of the host."""
-    return cupy().cuda.get_current_stream().record() if on_device(array) else None
+    return current_stream().record() if on_device(array) else None
 
 
 @contextmanager
@@ -147,6 +152,36 @@ def _own_stream(device: int, thread: int) -> Any:
     return cupy().cuda.Stream(non_blocking=True)
 
 
+def identity() -> str:
+    """What tells the current device from those of all other machines, and from the others of this one."""
+    return f"{socket.gethostname()} {cupy().cuda.runtime.deviceGetPCIBusId(cupy().cuda.runtime.getDevice())}"
+
+
+def current_stream() -> Any:
+    """CuPy's."""
+    return cupy().cuda.get_current_stream()
+
+
+def is_capturing(array: Any) -> bool:
+    """Whether what is done to `array` now is captured in a graph, to be done later."""
+    return on_device(array) and current_stream().is_capturing()
+
+
+@contextmanager
+def lasting(array: Any) -> Iterator[None]:
+    """While a graph is captured, take memory that nothing else will use, because the graph will."""
+    if not is_capturing(array):
+        yield
+        return
+    with cupy().cuda.using_allocator(_lasting_pool(array.device.id).malloc):
+        yield
+
+
+@functools.cache
+def _lasting_pool(device: int) -> Any:
+    return cupy().cuda.MemoryPool()
+
+
 def stream_at(address: int) -> Any:
     """The stream of another library, whose handle this is: what is begun in its context goes there."""
     return cupy().cuda.ExternalStream(address)
@@ -163,7 +198,7 @@ def missing() -> str:
 
 def counters() -> Any:
     """Numbers (int32) that this thread's kernels on the current stream add to; zeros until then, and after `read`."""
-    stream = cupy().cuda.get_current_stream()
+    stream = current_stream()
     return _counters(cupy().cuda.runtime.getDevice(), stream.ptr, threading.get_ident())
 
 
@@ -173,7 +208,7 @@ def read() -> list[int]:
     While a graph is captured there is nothing to wait for: all are 0 then.
     """
     found = counters()
-    stream = cupy().cuda.get_current_stream()
+    stream = current_stream()
     numbers = [0] * _COUNTERS if stream.is_capturing() else found.get(stream=stream).tolist()
     if any(numbers) or stream.is_capturing():
         found.fill(0)

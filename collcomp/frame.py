@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from collcomp.devices import like
+from collcomp.devices import is_capturing, like
 from collcomp.errors import FrameError
 
 __all__ = ["ALIGNMENT", "DTYPES", "HEADER_NBYTES", "Apart", "Envelope", "Frame", "align", "dtype_code", "parts_of"]
@@ -187,7 +187,12 @@ class Frame:
     def write_header(
         buffer: np.ndarray, envelope: Envelope, *, codec: int, config: int, count: int, nbytes: int, extra: int
     ) -> None:
-        """Write the header of a payload of `nbytes` bytes into the first 64 bytes of `buffer`."""
+        """Write the header of a payload of `nbytes` bytes into the first 64 bytes of `buffer`.
+
+        Not while a graph is captured: it would be that of the capture, whenever the graph runs.
+        """
+        if is_capturing(buffer):
+            return
         head = _BODY.pack(
             _MAGIC, codec, dtype_code(envelope.dtype), config, envelope.sequence, count, nbytes, extra, envelope.total
         )

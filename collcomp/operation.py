@@ -8,7 +8,8 @@ from typing import Any
 
 from collcomp.buffers import Buffer, as_buffer, check_disjoint
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.collectives import ALGORITHMS, HIERARCHICAL, MERGED, NATIVE, REQUIRED, RING, SWITCHED, Plan
+from collcomp.collectives import ALGORITHMS, HIERARCHICAL, MERGED, NATIVE, REQUIRED, RING, SUMMED, SWITCHED, Plan
+from collcomp.devices import is_capturing
 from collcomp.feedback import Memory, Residuals
 from collcomp.frame import dtype_code
 from collcomp.planner.layout import VARIABLE, Layout
@@ -298,7 +299,7 @@ class Planner:
         call = Call(collective, nbytes, flat.dtype, op, self.size, how.label, uniform)
         plan = self._plan(call, how)
         if message.device != "cpu":
-            plan = self._on_device(plan, call, how, message.device)
+            plan = self._on_device(plan, call, how, message.device, flat)
         memory = None
         if plan.algorithm != NATIVE:
             dtype_code(flat.dtype)
@@ -306,7 +307,7 @@ class Planner:
                 memory = self._memory(how.key, flat, plan.codec)
         return Operation(collective, plan, message, args, outputs, how.label, memory)
 
-    def _on_device(self, plan: Plan, call: Call, how: How, device: str) -> Plan:
+    def _on_device(self, plan: Plan, call: Call, how: How, device: str, values: Any) -> Plan:
         """The plan of a call whose buffers lie on a device."""
         unable = f"codec {plan.codec.spec!r}" if not plan.codec.on_devices else f"algorithm {plan.algorithm!r}"
         reason = plan.reason
@@ -315,6 +316,10 @@ class Planner:
             if how.codec is not None or how.algorithm is not None:
                 raise TypeError(reason)
             plan = plan_for(call, Identity(), NATIVE, reason)  # the policy does not know where buffers lie
+        if is_capturing(values) and (
+            plan.codec.fixed_payload_nbytes(0, call.dtype) is None or plan.algorithm == SUMMED
+        ):
+            raise ValueError(f"capture: frames of {plan.codec.spec!r} have no fixed size, as they have to in a graph")
         if plan.algorithm == NATIVE and not (self.has_native and self.native_devices):
             return plan_for(call, Identity(), "direct", reason or _NOT_AWARE)
         return plan

@@ -24,7 +24,7 @@ class Scratch:
     """
 
     def __init__(self, allocate: Callable[[int], np.ndarray]) -> None:
-        self._allocate = allocate
+        self.allocate = allocate
         #: Whether it is a device's.
         self.on_device = allocate is devices.allocate
         self._slabs: list[np.ndarray] = []
@@ -61,6 +61,6 @@ class Scratch:
         self._free.clear()
 
     def _slab(self, nbytes: int) -> np.ndarray:
-        memory = self._allocate(nbytes + ALIGNMENT)
+        memory = self.allocate(nbytes + ALIGNMENT)
         start = 0 if self.on_device else -memory.ctypes.data % ALIGNMENT  # a device's is aligned
         return memory[start : start + nbytes]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import stand_in_nccl
 
 __all__ = ["asarray", "asnumpy", "cuda", "empty", "empty_like", "ndarray", "zeros"]
 
@@ -190,6 +192,8 @@ def dot(a: ndarray, b: ndarray) -> ndarray:
 
 
 class _Event:
+    done = True
+
     def record(self) -> None:
         pass
 
@@ -228,7 +232,15 @@ cuda = SimpleNamespace(
     get_current_stream=lambda: _STREAM,
     Stream=_Stream,
     Device=lambda number: contextlib.nullcontext(),
-    runtime=SimpleNamespace(getDevice=lambda: 0),
+    ExternalStream=lambda address: _STREAM,
+    MemoryPool=lambda: SimpleNamespace(malloc=None),
+    using_allocator=lambda allocator: contextlib.nullcontext(),
+    nccl=stand_in_nccl,
+    # Ranks that are threads have a GPU each where NCCL is available, else all the same.
+    runtime=SimpleNamespace(
+        getDevice=lambda: 0,
+        deviceGetPCIBusId=lambda device: f"0000:{threading.get_ident() if stand_in_nccl.available else 0}",
+    ),
 )
 
 # Beside CuPy there is CuPyX.

@@ -13,7 +13,19 @@ from collcomp.collectives.exchange import Exchange
 from collcomp.collectives.plan import Plan
 from collcomp.collectives.reduction import OPS
 
-__all__ = ["ALGORITHMS", "HIERARCHICAL", "MERGED", "NATIVE", "OPS", "REQUIRED", "RING", "SWITCHED", "Exchange", "Plan"]
+__all__ = [
+    "ALGORITHMS",
+    "HIERARCHICAL",
+    "MERGED",
+    "NATIVE",
+    "OPS",
+    "REQUIRED",
+    "RING",
+    "SUMMED",
+    "SWITCHED",
+    "Exchange",
+    "Plan",
+]
 
 #: The algorithm that is none of ours: the call goes to the library underneath.
 NATIVE = "native"
@@ -21,9 +33,11 @@ NATIVE = "native"
 RING, HIERARCHICAL = "ring", "hierarchical"
 #: The algorithm that needs a switch, and the one that adds selections.
 SWITCHED, MERGED = "switched", "merged"
+#: The algorithm of codecs whose payloads add.
+SUMMED = "summed"
 
 #: What a codec has to be for an algorithm: one of these attributes of `Codec`.
-REQUIRED = {MERGED: ("sparse",), "summed": ("summable",), SWITCHED: ("verbatim", "summable")}
+REQUIRED = {MERGED: ("sparse",), SUMMED: ("summable",), SWITCHED: ("verbatim", "summable")}
 
 #: What does which collective how.
 ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -41,6 +55,6 @@ ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {
     HIERARCHICAL: {"allreduce": hierarchical.allreduce},
     "gathered": {"allreduce": gathered.allreduce, "reduce": gathered.reduce},
     MERGED: {"allreduce": merged.allreduce, "reduce": merged.reduce},
-    "summed": {"allreduce": summed.allreduce},
+    SUMMED: {"allreduce": summed.allreduce},
     SWITCHED: {"allreduce": switched.allreduce},
 }

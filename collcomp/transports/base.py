@@ -9,7 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Request", "Transport"]
+__all__ = ["CHANNELS", "TOO_LONG", "Request", "Transport"]
+
+#: Tags of one operation: its number times this, and what tells its messages apart.
+CHANNELS = 1 << 16
+#: What is wrong when a message is longer than its buffer.
+TOO_LONG = "frame: a message was longer than this rank expects; do all ranks agree in the call?"
 
 
 class Request(Protocol):
@@ -89,6 +94,13 @@ class Transport(ABC):
         TransportError
             When the bytes cannot be moved any more.
         """
+
+    def settled(self, sequence: int, timeout: float) -> bool:
+        """Whether the other ranks need no more of this rank for operation `sequence`, all of whose requests are done.
+
+        Waits up to `timeout` seconds for it.
+        """
+        return True
 
     @abstractmethod
     def cancel(self, requests: Sequence[Request]) -> None:

@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from collcomp.devices import wait_for
 from collcomp.errors import FrameError, TransportError
-from collcomp.transports.base import Request, Transport
+from collcomp.transports.base import TOO_LONG, Request, Transport
 
 __all__ = ["MpiRequest", "MpiTransport", "is_gpu_aware"]
 
@@ -184,5 +184,5 @@ class MpiTransport(Transport):
 def _translate(error: MPI.Exception, statuses: list[MPI.Status]) -> Exception:
     codes = {error.Get_error_class(), *(MPI.Get_error_class(s.Get_error()) for s in statuses if s.Get_error() > 0)}
     if MPI.ERR_TRUNCATE in codes:
-        return FrameError("frame: a message was longer than this rank expects; do all ranks agree in the call?")
+        return FrameError(TOO_LONG)
     return TransportError(f"MPI: {error.Get_error_string()}")

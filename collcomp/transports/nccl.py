@@ -1,0 +1,318 @@
+"""Bytes between GPUs, by NCCL.
+
+NCCL knows no tags, and two ranks that begin their transfers in different orders wait for each other for ever. So
+transfers are done in rounds that all ranks come to. In each, every rank tells every other by a host's transport what it
+has for it; then all that was told is moved in one group. The operation is over after a round in which nobody had
+anything, and nobody expected anything.
+
+Sources: NCCL user guide, "Point-to-point communication" and "Error handling and communicator abort"; Valiant, "A
+bridging model for parallel computation", CACM 1990.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from collcomp import devices
+from collcomp.errors import FrameError, TransportError
+from collcomp.transports.base import CHANNELS, TOO_LONG, Request, Transport
+
+__all__ = ["Card", "NcclTransport", "nccl"]
+
+#: What a rank says before NCCL is used: its GPU, and NCCL's version (0 where it has none).
+_CARD = struct.Struct("<Q56s")
+# The channel of an operation that rounds are told by; the highest, which no algorithm uses.
+_TOLD = CHANNELS - 1
+# What is told: whether the rank is through, and how many messages it has; of each the tag and the bytes.
+_HEAD, _ENTRY = struct.Struct("<?7xQ"), struct.Struct("<QQ")
+_MOST_MESSAGES = 4096
+_SLEEP_S = 20e-6
+
+
+def nccl() -> Any:
+    """CuPy's module of NCCL; None where there is no NCCL."""
+    module = devices.cupy().cuda.nccl
+    return module if module.available else None
+
+
+class Card:
+    """What a rank says of itself before NCCL is used."""
+
+    NBYTES = _CARD.size
+
+    @staticmethod
+    def own() -> np.ndarray:
+        """That of the calling rank."""
+        module = nccl()
+        version = module.get_version() if module else 0
+        return np.frombuffer(_CARD.pack(version, devices.identity().encode()[:56]), np.uint8).copy()
+
+    @staticmethod
+    def problem(cards: np.ndarray) -> str:
+        """Why ranks with these cards, one a row, cannot use NCCL; empty where they can."""
+        told = [_CARD.unpack(card.tobytes()) for card in cards]
+        without = [rank for rank, (version, _) in enumerate(told) if not version]
+        if without:
+            return f"NCCL is not installed on rank {without[0]}"
+        places: dict[bytes, int] = {}
+        for rank, (_, place) in enumerate(told):
+            if place in places:
+                return f"ranks {places[place]} and {rank} share a GPU, which NCCL refuses"
+            places[place] = rank
+        return ""
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    """A send to a peer, or a receive from it."""
+
+    data: Any
+    peer: int
+    tag: int
+    done: bool = False
+    error: Exception | None = None
+
+    @property
+    def source(self) -> int:
+        """Where a receive comes from."""
+        return self.peer
+
+
+@dataclass(slots=True)
+class _Told:
+    """What one rank has for another in a round."""
+
+    through: bool
+    messages: list[tuple[int, int]]
+
+    def pack(self) -> np.ndarray:
+        data = _HEAD.pack(self.through, len(self.messages)) + b"".join(_ENTRY.pack(*one) for one in self.messages)
+        return np.frombuffer(data, np.uint8).copy()
+
+    @classmethod
+    def unpack(cls, data: np.ndarray) -> _Told:
+        through, count = _HEAD.unpack_from(data)
+        return cls(through, [_ENTRY.unpack_from(data, _HEAD.size + i * _ENTRY.size) for i in range(count)])
+
+
+class _Round(NamedTuple):
+    told: dict[int, _Told]
+    heard: dict[int, _Told]
+
+
+class NcclTransport(Transport):
+    """The GPUs of the ranks of another transport, which carries what the host has to say.
+
+    Its operations have to be called in the same order on all ranks, one after another. What lies on the host is left
+    to the other transport.
+
+    Parameters
+    ----------
+    host : Transport
+    unique_id : bytes
+        That of NCCL's communicator, equal on all ranks.
+    """
+
+    # Encoding is ten times as fast as NVLink: large pieces, because each costs launches.
+    segment_nbytes = (64 << 20, 256 << 20)
+    takes_devices = True
+
+    def __init__(self, host: Transport, unique_id: bytes) -> None:
+        self.rank, self.size = host.rank, host.size
+        self._host = host
+        self._comm: Any = nccl().NcclCommunicator(self.size, unique_id, self.rank)
+        self._peers = [rank for rank in range(self.size) if rank != self.rank]
+        self._sends: dict[int, deque[_Transfer]] = defaultdict(deque)
+        self._receives: dict[tuple[int, int], deque[_Transfer]] = defaultdict(deque)
+        # Messages that came before anybody asked for them.
+        self._early: dict[tuple[int, int], deque[Any]] = defaultdict(deque)
+        self._round: Iterator[bool] | None = None
+        self._telling: list[Request] = []
+        self._moving = False
+        self._over = False
+        # What was told and heard in each round of the operation under way, and of the one before, for graphs to repeat.
+        self._sequence = -1
+        self._rounds: list[_Round] = []
+        self._last: list[_Round] = []
+
+    # ------------------------------------------------------------------ transfers
+
+    def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
+        if not devices.on_device(buf):
+            return self._host.isend(buf, dest, tag)
+        transfer = _Transfer(buf, dest, tag)
+        self._sends[dest].append(transfer)
+        return transfer
+
+    def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
+        if not devices.on_device(buf):
+            return self._host.irecv(buf, source, tag)
+        transfer = _Transfer(buf, source, tag)
+        early = self._early.get((source, tag))
+        if early:
+            message = early.popleft()
+            self._land(transfer, message.size)
+            if transfer.error is None:
+                transfer.data[...] = message
+            transfer.done = True
+        else:
+            self._receives[source, tag].append(transfer)
+        return transfer
+
+    def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
+        if not any(isinstance(request, _Transfer) for request in requests):
+            return self._host.wait_some(requests, timeout)
+        done = self._done(requests)
+        if done or timeout == 0:  # rounds are for ranks that have nothing else to do
+            return done
+        self._go_on(requests[0].tag // CHANNELS, False, timeout)
+        return self._done(requests)
+
+    def settled(self, sequence: int, timeout: float) -> bool:
+        if not self._over:
+            self._go_on(sequence, True, timeout)
+        over, self._over = self._over, False
+        return over
+
+    def _done(self, requests: Sequence[Request]) -> list[int]:
+        done = [i for i, request in enumerate(requests) if request.done]  # type: ignore[attr-defined]
+        for i in done:
+            error = requests[i].error  # type: ignore[attr-defined]
+            if error is not None:
+                raise error
+        return done
+
+    # ------------------------------------------------------------------ rounds
+
+    def _go_on(self, sequence: int, through: bool, timeout: float) -> None:
+        """Work on a round of operation `sequence` until it is done, for `timeout` seconds at most."""
+        end = time.monotonic() + timeout
+        if self._round is None:
+            self._round = self._steps(sequence, through)
+        for moved in self._round:
+            if not moved:
+                if time.monotonic() > end:
+                    return
+                time.sleep(_SLEEP_S)
+        self._round = None
+
+    def _steps(self, sequence: int, through: bool) -> Iterator[bool]:
+        """A round, step by step; yields whether there was anything to do."""
+        if sequence != self._sequence:
+            self._sequence, self._last, self._rounds = sequence, self._rounds, []
+        sends = {peer: list(self._sends[peer]) for peer in self._peers}
+        told = {peer: _Told(through, [(s.tag % CHANNELS, s.data.size) for s in sends[peer]]) for peer in self._peers}
+        if devices.current_stream().is_capturing():
+            heard = self._as_before(told)
+        else:
+            heard = {}
+            yield from self._tell(sequence * CHANNELS + _TOLD, told, heard)
+        self._rounds.append(_Round(told, heard))
+        base = sequence * CHANNELS
+        received = [self._receive(peer, base + tag, nbytes) for peer in heard for tag, nbytes in heard[peer].messages]
+        self._move([send for peer in self._peers for send in sends[peer]], received)
+        yield from self._moved()
+        for peer in self._peers:
+            self._sends[peer].clear()
+            for send in sends[peer]:
+                send.done = True
+        for transfer in received:
+            transfer.done = True
+        self._over = through and all(one.through for one in heard.values())
+
+    def _tell(self, tag: int, told: dict[int, _Told], heard: dict[int, _Told]) -> Iterator[bool]:
+        room = _HEAD.size + _MOST_MESSAGES * _ENTRY.size
+        hearing = {peer: self._host.irecv(np.empty(room, np.uint8), peer, tag) for peer in self._peers}
+        self._telling = [*hearing.values()]
+        self._telling += [self._host.isend(told[peer].pack(), peer, tag) for peer in self._peers]
+        while self._telling:
+            done = self._host.wait_some(self._telling, 0.0)
+            for i in sorted(done, reverse=True):
+                del self._telling[i]
+            yield bool(done)
+        heard.update({peer: _Told.unpack(request.data) for peer, request in hearing.items()})
+
+    def _as_before(self, told: dict[int, _Told]) -> dict[int, _Told]:
+        """What the others tell in a round that is captured: what they told when the same call was last made."""
+        number = len(self._rounds)
+        if number >= len(self._last) or self._last[number].told != told:
+            raise ValueError("capture: make the same call once on this communicator before it is captured in a graph")
+        return self._last[number].heard
+
+    def _receive(self, source: int, tag: int, nbytes: int) -> _Transfer:
+        """Where a message goes: to whoever asked for it, or to memory of its own."""
+        waiting = self._receives.get((source, tag))
+        if waiting:
+            transfer = waiting.popleft()
+            self._land(transfer, nbytes)
+            return transfer
+        message = devices.allocate(nbytes)
+        self._early[source, tag].append(message)
+        return _Transfer(message, source, tag)
+
+    def _land(self, transfer: _Transfer, nbytes: int) -> None:
+        if nbytes <= transfer.data.size:
+            transfer.data = transfer.data[:nbytes]
+            return
+        transfer.error = FrameError(TOO_LONG)
+        transfer.data = devices.allocate(nbytes)  # it has to be taken all the same
+
+    def _move(self, sends: Sequence[_Transfer], receives: Sequence[_Transfer]) -> None:
+        module, comm, stream = nccl(), self._alive(), devices.current_stream().ptr
+        module.groupStart()
+        try:
+            for one, call in [*((send, comm.send) for send in sends), *((one, comm.recv) for one in receives)]:
+                if one.data.size:
+                    call(one.data.data.ptr, one.data.size, module.NCCL_UINT8, one.peer, stream)
+        finally:
+            module.groupEnd()
+
+    def _moved(self) -> Iterator[bool]:
+        """Steps until what the stream was given is done; none in a graph, where it is not done now."""
+        if devices.current_stream().is_capturing():
+            return
+        event = devices.current_stream().record()
+        self._moving = True
+        while not event.done:
+            try:
+                self._alive().check_async_error()
+            except nccl().NcclError as error:
+                raise TransportError(f"NCCL: {error}") from error
+            yield False
+        self._moving = False
+
+    def _alive(self) -> Any:
+        if self._comm is None:
+            raise TransportError("NCCL: its communicator was given up after an operation that failed; make a new one")
+        return self._comm
+
+    # ------------------------------------------------------------------ the rest
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Give up the operation; NCCL's communicator with it where transfers are under way, which it cannot give up."""
+        self._host.cancel([*self._telling, *(r for r in requests if not isinstance(r, _Transfer))])
+        if self._moving and self._comm is not None:
+            self._comm.abort()
+            self._comm = None
+        self._round, self._telling, self._moving, self._over = None, [], False, False
+        for queues in (self._sends, self._receives, self._early):
+            queues.clear()
+
+    def notify(self, sequence: int, text: str) -> None:
+        self._host.notify(sequence, text)
+
+    def notice(self, sequence: int) -> tuple[int, str] | None:
+        return self._host.notice(sequence)
+
+    def close(self) -> None:
+        """Destroy NCCL's communicator; the host's transport is left alone."""
+        if self._comm is not None:
+            self._comm.destroy()
+            self._comm = None
