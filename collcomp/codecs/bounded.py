@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,12 +23,13 @@ import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import as_number, check_flag
+from collcomp.devices import counters, empty, like, on_device, read
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
-from collcomp.kernels import cpu
-from collcomp.kernels.cpu import PACKED
+from collcomp.kernels import cpu, cuda, kernels_for
+from collcomp.kernels.cpu import PACKED, PACKED_LANES
 
-__all__ = ["Bounded", "GridCodec", "Room", "check_bound"]
+__all__ = ["Bounded", "GridCodec", "Room", "Sections", "check_bound"]
 
 _BOUND_NBYTES = 8
 _DEFAULT_REL = 1e-3
@@ -55,7 +55,9 @@ class Room(NamedTuple):
     slack: float
 
 
-class _Sections(NamedTuple):
+class Sections(NamedTuple):
+    """Parts of a payload; the last two are views of the same memory."""
+
     bound: np.ndarray
     codes: np.ndarray
     words: np.ndarray
@@ -66,6 +68,7 @@ class _Sections(NamedTuple):
 class GridCodec(Codec):
     """What codecs that round to a grid share; see the module for the payload."""
 
+    on_devices: ClassVar[bool] = True
     block = PACKED
     #: The fine and the coarse grid for each dtype.
     _rooms: ClassVar[dict[np.dtype, tuple[Room, Room]]]
@@ -73,29 +76,29 @@ class GridCodec(Codec):
     feedback: bool = False
 
     @abstractmethod
-    def _bound(self, src: np.ndarray) -> float:
-        """The largest error that elements of `src` may have."""
+    def _put_bound(self, src: np.ndarray, bound: np.ndarray) -> None:
+        """Write the largest error that elements of `src` may have into `bound` (float64, of one element)."""
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The bound, the codes, and every block raw."""
         return self._blocks_offset(count) + self._blocks(count) * PACKED * dtype.itemsize
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("bounded").encode, (src,), self._bound(src), payload)
+        return self._run("encode", (src,), payload)
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        return self._run(cpu.load("bounded").encode_keep, (src, kept), self._bound(src), payload)
+        return self._run("encode_keep", (src, kept), payload)
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
-        return self._run(cpu.load("bounded").encode_feedback, (src, residual), self._bound(src), payload)
+        return self._run("encode_feedback", (src, residual), payload)
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        self._unpack(cpu.load("bounded").decode, frame, dst)
+        self._unpack("decode", frame, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        self._unpack(cpu.load("bounded").decode_add, frame, acc)
+        self._unpack("decode_add", frame, acc)
 
     def _grid(self, bound: float, dtype: np.dtype) -> np.ndarray:
         """Steps, inverses and limits of the fine and the coarse grid, as kernels take them."""
@@ -110,22 +113,33 @@ class GridCodec(Codec):
                 grid[2, column] = min(float(grid[0, column]) * 2.0**room.bits, 2.0 ** (info.maxexp - 1))
         return grid
 
-    def _run(
-        self,
-        kernel: Callable[..., tuple[int, int, int]],
-        arrays: tuple[np.ndarray | None, ...],
-        bound: float,
-        payload: np.ndarray,
-    ) -> tuple[int, int]:
-        """Encode with `kernel`, whose first arguments are `arrays`; the last is written where there are two."""
-        last = arrays[-1]
+    def _grid_on_device(self, bound: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """`_grid`, of a bound that is known on the device only."""
+        grid = empty(6, dtype, bound).reshape(3, 2)
+        shares, reaches = zip(*((1 + room.slack, 2.0**room.bits) for room in self._rooms[dtype]), strict=True)
+        cuda.load("bounded").fit(bound, shares, reaches, grid)
+        return grid
+
+    def _run(self, name: str, arrays: tuple[np.ndarray | None, ...], payload: np.ndarray) -> tuple[int, int]:
+        """Encode with the kernel `name`, whose first arguments are `arrays`; the last is written where there are two.
+
+        On a device it waits for the length.
+        """
+        first, last = arrays[0], arrays[-1]
         assert last is not None
         count = last.size
         if not count:
             return 0, 0
         section = self._sections(payload, count, last.dtype)
-        section.bound[0] = bound
-        grid, room = self._grid(bound, last.dtype), (np.empty(PACKED, np.int32), np.empty(PACKED, np.int32))
+        self._put_bound(last if first is None else first, section.bound)
+        start = self._close(payload, count)
+        kernel = getattr(kernels_for(payload, "bounded"), name)
+        if on_device(payload):
+            grid, room = self._grid_on_device(section.bound, last.dtype), self._room_on_device(payload, count)
+            kernel(*arrays, grid, section.codes, section.words, section.values, room, counters())
+            found, rows, *_ = read()
+            return start + 4 * PACKED_LANES * rows, found
+        grid, room = self._grid(float(section.bound[0]), last.dtype), _room()
         whole, rest = divmod(count, PACKED)
         full = count - rest
         position = before = found = 0
@@ -143,13 +157,18 @@ class GridCodec(Codec):
             found += raw
             if len(arrays) == 2:
                 last[full:] = tails[1][:rest]  # type: ignore[index]
-        return self._close(payload, count) + 4 * position, found
+        return start + 4 * position, found
 
-    def _unpack(self, kernel: Callable[..., tuple[int, int]], frame: Frame, dst: np.ndarray) -> None:
+    def _unpack(self, name: str, frame: Frame, dst: np.ndarray) -> None:
         section = self._checked_sections(frame)
         if not dst.size:
             return
-        grid, room = self._grid(float(section.bound[0]), dst.dtype), np.empty(PACKED, np.int32)
+        kernel = getattr(kernels_for(dst, "bounded"), name)
+        if on_device(dst):
+            grid, room = self._grid_on_device(section.bound, dst.dtype), self._room_on_device(dst, dst.size)
+            kernel(dst, grid, section.codes, section.words, section.values, room)
+            return
+        grid, room = self._grid(float(section.bound[0]), dst.dtype), _room()[0]
         whole, rest = divmod(dst.size, PACKED)
         full = dst.size - rest
         position, before = kernel(
@@ -160,12 +179,15 @@ class GridCodec(Codec):
             kernel(tail, grid, section.codes[whole:], section.words, section.values, position, np.int32(before), room)
             dst[full:] = tail[:rest]
 
-    def _checked_sections(self, frame: Frame) -> _Sections:
+    def _checked_sections(self, frame: Frame) -> Sections:
+        """The sections of a frame; on a device the kernels check what the payload itself tells."""
         count, dtype = frame.count, working_dtype(frame.dtype)
         start = self._blocks_offset(count)
         if frame.payload.size < start:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {start}")
         section = self._sections(frame.payload, count, dtype)
+        if on_device(frame.payload):
+            return section
         nbytes, found = cpu.load("bounded").section_nbytes(section.codes, dtype.itemsize)
         if nbytes < 0:
             raise FrameError("frame: a block's width is more than 32 bits")
@@ -182,11 +204,11 @@ class GridCodec(Codec):
         payload[_BOUND_NBYTES + self._blocks(count) : start] = 0
         return start
 
-    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
+    def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> Sections:
         blocks, start = self._blocks(count), self._blocks_offset(count)
         section = payload[start : min(payload.size, self.max_payload_nbytes(count, dtype))]
         section = section[: section.size // dtype.itemsize * dtype.itemsize]
-        return _Sections(
+        return Sections(
             payload[: _BOUND_NBYTES if count else 0].view(np.float64),
             payload[_BOUND_NBYTES : _BOUND_NBYTES + blocks],
             section.view(np.uint32),
@@ -199,6 +221,9 @@ class GridCodec(Codec):
         copy = np.full(PACKED, array[-1])
         copy[: array.size - full] = array[full:]
         return copy
+
+    def _room_on_device(self, beside: np.ndarray, count: int) -> np.ndarray:
+        return empty(cuda.load("bounded").room_of(self._blocks(count)), np.dtype(np.int64), beside)
 
     def _blocks(self, count: int) -> int:
         return -(-count // PACKED)
@@ -270,11 +295,20 @@ class Bounded(GridCodec):
         """What the caller said; of a bound relative to a range, magnitudes alone do not tell."""
         return None if self.abs is None else np.full_like(peak, self.abs)
 
-    def _bound(self, src: np.ndarray) -> float:
-        if self.rel is None:
-            assert self.abs is not None
-            return self.abs
-        return min(self.rel * _range(src), sys.float_info.max)
+    def _put_bound(self, src: np.ndarray, bound: np.ndarray) -> None:
+        if self.abs is not None:
+            bound.fill(self.abs)
+            return
+        assert self.rel is not None
+        kernels, signed = kernels_for(src, "bounded"), np.dtype(f"i{src.itemsize}")
+        limits = np.iinfo(signed)
+        none = np.array([limits.max, limits.min], signed)
+        if on_device(src):
+            found = like(none, src)
+            kernels.extremes(src, found)
+            kernels.relative(found, self.rel, src.dtype.type, bound)
+        else:
+            bound.fill(min(self.rel * _range(kernels.extremes(src, none), src.dtype), sys.float_info.max))
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
@@ -282,16 +316,20 @@ class Bounded(GridCodec):
         if self.rel is None:
             return super()._encode_feedback(src, residual, payload, stream, state)
         np.add(residual, src, out=residual)  # the range is that of what is encoded
-        return self._run(cpu.load("bounded").encode_feedback, (None, residual), self._bound(residual), payload)
+        return self._run("encode_feedback", (None, residual), payload)
 
 
-def _range(src: np.ndarray) -> float:
+def _room() -> tuple[np.ndarray, np.ndarray]:
+    """What kernels of the CPU work in."""
+    return np.empty(PACKED, np.int32), np.empty(PACKED, np.int32)
+
+
+def _range(extremes: tuple[int, int], dtype: np.dtype) -> float:
     """The largest minus the smallest finite value; 0 if there is none."""
-    signed = np.dtype(f"i{src.itemsize}")
-    limits = np.iinfo(signed)
-    low, high = cpu.load("bounded").extremes(src, np.array([limits.max, limits.min], signed))
+    low, high = extremes
     if low > high:
         return 0.0
-    bits = [key if key >= 0 else key ^ limits.max for key in (low, high)]
-    least, greatest = np.array(bits, signed).view(src.dtype).tolist()
+    signed = np.dtype(f"i{dtype.itemsize}")
+    bits = [key if key >= 0 else key ^ np.iinfo(signed).max for key in (low, high)]
+    least, greatest = np.array(bits, signed).view(dtype).tolist()
     return greatest - least

@@ -12,10 +12,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from collcomp.codecs.bounded import GridCodec, Room, check_bound
+from collcomp.codecs.bounded import GridCodec, Room, Sections, check_bound
 from collcomp.codecs.checks import check_flag
+from collcomp.devices import counters, empty, like, on_device, read
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, cuda
+from collcomp.kernels.cpu import PACKED_LANES
 
 __all__ = ["HBound"]
 
@@ -72,8 +74,8 @@ class HBound(GridCodec):
         """What the caller said."""
         return np.full_like(peak, self.abs)
 
-    def _bound(self, src: np.ndarray) -> float:
-        return self.abs
+    def _put_bound(self, src: np.ndarray, bound: np.ndarray) -> None:
+        bound.fill(self.abs)
 
     def _encode_sum(
         self,
@@ -91,23 +93,50 @@ class HBound(GridCodec):
             not own.size
             or not divided[0, 0]
             or (len(frames) + 1) << self._rooms[own.dtype][0].bits >= 2**31
-            or any(frame.extra or section.bound[0] != self.abs for frame, section in zip(frames, operands, strict=True))
+            or any(frame.extra for frame in frames)
         ):
+            return None
+        section = self._sections(payload, own.size, own.dtype)
+        if on_device(own):
+            return self._sum_on_device(operands, own, divisor, kept, payload, section)
+        if any(operand.bound[0] != self.abs for operand in operands):
             return None
         kernels = cpu.load("bounded")
         total = self._integers(own, grid)
         if total is None:
             return None
         room = np.empty(self.block, np.int32)
-        for section in operands:
-            kernels.add_integers(total, section.codes, section.words, room)
-        section = self._sections(payload, own.size, own.dtype)
+        for operand in operands:
+            kernels.add_integers(total, operand.codes, operand.words, room)
         section.bound[0] = self.abs / divisor
         whole = np.empty(total.size, own.dtype) if kept is None or own.size % self.block else kept
         nbytes = 4 * kernels.encode_integers(total, whole, divided[0, 0], section.codes, section.words, room)
         if kept is not None and whole is not kept:
             kept[...] = whole[: own.size]
         return self._close(payload, own.size) + nbytes, 0
+
+    def _sum_on_device(
+        self,
+        operands: Sequence[Sections],
+        own: np.ndarray,
+        divisor: int,
+        kept: np.ndarray | None,
+        payload: np.ndarray,
+        section: Sections,
+    ) -> tuple[int, int] | None:
+        """It waits once, for the length and whether all operands were integers on the grid."""
+        kernels, room = cuda.load("bounded"), self._room_on_device(own, own.size)
+        total = empty(own.size, np.dtype(np.int32), own)
+        kernels.quantise(own, like(self._grid(self.abs, own.dtype), own), total, counters())
+        for operand in operands:
+            kernels.add_integers(total, operand.codes, operand.words, operand.bound, self.abs, room, counters())
+        section.bound.fill(self.abs / divisor)
+        start = self._close(payload, own.size)
+        divided = self._grid_on_device(section.bound, own.dtype)
+        kept = empty(own.size, own.dtype, own) if kept is None else kept
+        kernels.encode_integers(total, kept, divided, section.codes, section.words, room, counters())
+        wrong, rows, *_ = read()
+        return None if wrong else (start + 4 * PACKED_LANES * rows, 0)
 
     def _integers(self, src: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
         """The integers of `src`, filled up to whole blocks with its last one; None where a block has to go raw."""
