@@ -22,6 +22,7 @@ class _Cast(Codec):
     """One 16-bit float an element, rounded to nearest, ties to even, or stochastically."""
 
     later_fields: ClassVar[tuple[str, ...]] = ("rounding", "seed")
+    on_devices: ClassVar[bool] = True
     #: Tells the kernels the format.
     _code_dtype: ClassVar[np.dtype]
     #: Largest errors to nearest: relative, and of subnormals.

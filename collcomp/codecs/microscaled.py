@@ -16,6 +16,7 @@ __all__ = ["FP8E4M3", "FP8E5M2", "MXFP4", "MXFP8"]
 class _ScaledFloats(RoundedBlockCodec):
     """Blocks of small floats; the last block is filled up with zeros to a multiple of 32 elements."""
 
+    on_devices: ClassVar[bool] = True
     _kernels: ClassVar[str] = "microscaled"
     _group: ClassVar[int] = 512
     #: Largest error to nearest and stochastically, by the largest magnitude of the block.

@@ -16,6 +16,7 @@ from collcomp.kernels.cpu.minifloats import BFLOAT16, FLOAT16
 from collcomp.kernels.cuda.bits import hash32, random32
 from collcomp.kernels.cuda.jit import inlined, kernel, launch
 from collcomp.kernels.cuda.minifloats import narrow_to_odd, rounding, widening
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.primitives import bits_of
 from collcomp.kernels.cuda.sweeps import sweeping, tiles
 
@@ -105,7 +106,8 @@ def _encoder(real, form, mode, stochastic):
 
     @inlined
     def get(arrays, i):
-        return arrays[0][i] + arrays[1][i] if feedback else arrays[0][i]
+        x = arrays[0][i]
+        return with_nan_of(x, x + arrays[1][i]) if feedback else x
 
     @inlined
     def put(arrays, i, x, first):

@@ -66,7 +66,7 @@ def rounding(form: Format, stochastic: bool, limit: int) -> Callable:
 
 @functools.cache
 def widening(form: Format) -> Callable:
-    """A function of a code, an integer without other bits: its value as float32, exactly."""
+    """A function of a code, the lowest bits of an integer: its value as float32, exactly."""
     shift, smallest = form.shift, form.smallest_normal
     top, normal, largest = 1 << (form.nbits - 1), 1 << form.mantissa, form.largest
     least = _float32(smallest)

@@ -18,12 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from collcomp.kernels.cuda.jit import inlined
 
-__all__ = ["IN_PLACE", "fetching", "settling", "storing"]
+__all__ = ["IN_PLACE", "fetching", "settling", "storing", "with_nan_of"]
 
 #: Modes in which sums are left in ``arrays[1]`` until all of a block's are known.
 IN_PLACE = ("feedback", "sum")
+
+
+@inlined
+def with_nan_of(x, total):
+    """`total`, a sum of `x` and finite numbers: where `x` is NaN, that very NaN, as CPUs have it and devices do not."""
+    return x if np.isnan(x) else total
 
 
 def fetching(mode: str, part: Callable) -> Callable:
@@ -38,7 +46,7 @@ def fetching(mode: str, part: Callable) -> Callable:
 
         @inlined
         def fetch(arrays, i):
-            return arrays[1][i] + arrays[0][i]
+            return with_nan_of(arrays[0][i], arrays[1][i] + arrays[0][i])
 
     elif mode == "sum":
 
@@ -54,7 +62,7 @@ def fetching(mode: str, part: Callable) -> Callable:
                     total += own[i]
             if divisor != 1:
                 total /= divisor
-            return total
+            return with_nan_of(own[i], total)
 
     else:
 

@@ -122,8 +122,8 @@ def _decode(
     adds: bool, scales: Any, codes: Any, raw: Any, block: int, planes: tuple[int, ...], dst: Any, places: Any
 ) -> None:
     decoder = _decoder(Format.of(dst, scales, planes), adds, places is not None)
-    arguments = (scales, codes, dst, block) if places is None else (scales, codes, dst, block, raw, places)
-    launch(decoder, grid(-(-len(scales) // _WARPS)), arguments)
+    others = (codes, dst, block) if places is None else (codes, dst, block, raw, places)
+    launch(decoder, grid(-(-len(scales) // _WARPS)), scales, others)
 
 
 # ---------------------------------------------------------------------- kernels
@@ -246,20 +246,20 @@ def _decoder(form, adds, with_raw):
     if with_raw:
 
         @inlined
-        def raw_element(arguments, b, i):
-            raw, places, block = arguments[4], arguments[5], arguments[3]
+        def raw_element(others, b, i):
+            raw, places, block = others[3], others[4], others[2]
             at = np.int64(places[b]) * block + i
             return raw[at] if at < raw.size else raw.dtype.type(np.nan)
 
     else:
 
         @inlined
-        def raw_element(arguments, b, i):
-            return arguments[2].dtype.type(np.nan)
+        def raw_element(others, b, i):
+            return others[1].dtype.type(np.nan)
 
     @kernel
-    def decoder(arguments):
-        scales, codes, dst, block = arguments[0], arguments[1], arguments[2], arguments[3]
+    def decoder(scales, others):
+        codes, dst, block = others[0], others[1], others[2]
         lane = cuda.threadIdx.x % LANES
         for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
             start = b * block
@@ -272,7 +272,7 @@ def _decoder(form, adds, with_raw):
                 for plane in range(planes):
                     i = plane * width + j
                     if i < used:
-                        value = raw_element(arguments, b, i) if raw else value_of(byte, plane, scale, offset)
+                        value = raw_element(others, b, i) if raw else value_of(byte, plane, scale, offset)
                         place(dst, start + i, value)
 
     return decoder

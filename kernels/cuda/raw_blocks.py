@@ -16,7 +16,7 @@ from numba import cuda
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
 from collcomp.kernels.cuda.primitives import lane_sums_before, meet
 
-__all__ = ["RAW_BYTE", "copy_raw", "locate", "marking", "padded"]
+__all__ = ["RAW_BYTE", "copy_raw", "locate", "padded", "raw_test"]
 
 #: The scale of a raw block where scales are bytes.
 RAW_BYTE = 255
@@ -25,19 +25,13 @@ _WARPS = THREADS // LANES
 
 def locate(scales: Any, places: Any) -> None:
     """Write to `places` how many raw blocks come before each."""
-    launch(_locator(_kind(scales)), 1, scales, places)
+    launch(_locator(*_kind(scales)), 1, scales, places)
 
 
 def copy_raw(src: Any, scales: Any, places: Any, block: int, multiple: int, raw: Any, clear: bool) -> None:
     """Copy the raw blocks of `src` to `raw`, the last one `padded` as for coding; `clear` them in `src` then."""
-    copier = _copier(_kind(scales), src.dtype.type, clear)
+    copier = _copier(*_kind(scales), src.dtype.type, clear)
     launch(copier, grid(-(-len(scales) // _WARPS)), src, scales, places, block, multiple, raw)
-
-
-def _kind(scales: Any) -> str:
-    if scales.ndim == 2:
-        return "with offsets"
-    return "bytes" if scales.dtype == np.uint8 else "floats"
 
 
 @inlined
@@ -47,32 +41,43 @@ def padded(used, multiple):
 
 
 @functools.cache
-def marking(kind: str) -> Callable:
-    """A function of (scales, b): whether block b is raw."""
-    if kind == "with offsets":
+def raw_test(in_bytes: bool) -> Callable:
+    """A function of a scale: whether it marks its block as raw."""
+    if in_bytes:
 
         @inlined
-        def is_raw(scales, b):
-            return np.isnan(scales[b, 0])
-
-    elif kind == "bytes":
-
-        @inlined
-        def is_raw(scales, b):
-            return scales[b] == RAW_BYTE
+        def is_raw(scale):
+            return scale == RAW_BYTE
 
     else:
 
         @inlined
-        def is_raw(scales, b):
-            return np.isnan(scales[b])
+        def is_raw(scale):
+            return np.isnan(scale)
 
     return is_raw
 
 
+def _kind(scales: Any) -> tuple[bool, bool]:
+    """Whether scales are bytes, and have offsets beside them."""
+    return scales.dtype == np.uint8, scales.ndim == 2
+
+
 @functools.cache
-def _locator(kind):
-    is_raw = marking(kind)
+def _marking(in_bytes, with_offsets):
+    """A function of (scales, b): whether block b is raw."""
+    is_raw = raw_test(in_bytes)
+
+    @inlined
+    def marked(scales, b):
+        return is_raw(scales[b, 0] if with_offsets else scales[b])
+
+    return marked
+
+
+@functools.cache
+def _locator(in_bytes, with_offsets):
+    marked = _marking(in_bytes, with_offsets)
 
     @kernel
     def locator(scales, places):
@@ -85,7 +90,7 @@ def _locator(kind):
             b = first + thread
             raw = np.int32(0)
             if b < len(scales):
-                raw = np.int32(is_raw(scales, b))
+                raw = np.int32(marked(scales, b))
             before, in_warp = lane_sums_before(raw)
             if lane == 0:
                 found[warp] = in_warp
@@ -104,19 +109,19 @@ def _locator(kind):
 
 
 @functools.cache
-def _copier(kind, real, clear):
-    is_raw, repeats_last = marking(kind), kind == "with offsets"
+def _copier(in_bytes, with_offsets, real, clear):
+    marked = _marking(in_bytes, with_offsets)
 
     @kernel
     def copier(src, scales, places, block, multiple, raw):
         lane = cuda.threadIdx.x % LANES
         for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
-            if not is_raw(scales, b):
+            if not marked(scales, b):
                 continue
             start = b * block
             used = min(block, src.size - start)
             at = np.int64(places[b]) * block
-            padding = src[start + used - 1] if repeats_last else real(0)
+            padding = src[start + used - 1] if with_offsets else real(0)
             meet()
             for i in range(lane, padded(used, multiple), LANES):
                 raw[at + i] = src[start + i] if i < used else padding
