@@ -9,8 +9,9 @@ import numpy as np
 
 from collcomp.codecs import selection
 from collcomp.codecs.base import Codec
+from collcomp.devices import counters, empty, like, on_device, zeros
 from collcomp.frame import HEADER_NBYTES, Envelope, Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, cuda, kernels_for
 
 __all__ = ["Nonzeros"]
 
@@ -35,6 +36,7 @@ class Nonzeros(Codec):
     number: ClassVar[int] = 34
     summary: ClassVar[str] = "the elements that are not zero, bit by bit, for messages that are mostly zero"
     lossless: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """The elements themselves."""
@@ -51,28 +53,24 @@ class Nonzeros(Codec):
             nbytes, extra = selection.write(payload, indices, values.itemsize, chosen)
         else:
             dense = selection.values_in(payload, count, values.dtype)
-            cpu.load("sparse").scatter(indices, values, dense)
+            kernels_for(dense, "sparse").scatter(indices, values, dense)
             nbytes, extra = dense.nbytes, _DENSE
         self.write_header(dst, envelope, count, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
     def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         if frame.extra == _DENSE:
-            return np.arange(frame.count, dtype=np.uint32), frame.values(frame.dtype)
+            return like(np.arange(frame.count, dtype=np.uint32), frame.payload), frame.values(frame.dtype)
         return selection.read(frame, frame.dtype, 0, frame.count)
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
-        bits = _bits(src)
-        if src.size <= selection.MOST_ELEMENTS:
-            kernels = cpu.load("sparse")
-            k = kernels.count_nonzeros(bits)
-            if k < src.size:
-                indices, values = np.empty(k, np.uint32), np.empty(k, bits.dtype)
-                kernels.collect_nonzeros(bits, indices, values)
-                chosen = selection.plan(indices, src.itemsize, src.size)
-                if chosen.nbytes < src.nbytes:
-                    selection.values_in(payload, k, bits.dtype)[:] = values
-                    return selection.write(payload, indices, src.itemsize, chosen)
+        found = _collected(_bits(src)) if src.size <= selection.MOST_ELEMENTS else None
+        if found is not None:
+            indices, values = found
+            chosen = selection.plan(indices, src.itemsize, src.size)
+            if chosen.nbytes < src.nbytes:
+                selection.values_in(payload, values.size, values.dtype)[:] = values
+                return selection.write(payload, indices, src.itemsize, chosen)
         payload[: src.nbytes] = src.view(np.uint8)
         return src.nbytes, _DENSE
 
@@ -81,16 +79,42 @@ class Nonzeros(Codec):
             dst[...] = frame.values(frame.dtype)
         else:
             bits = _bits(dst)
-            cpu.load("sparse").scatter(*selection.read(frame, bits.dtype, 0, frame.count), bits)
+            kernels_for(bits, "sparse").scatter(*selection.read(frame, bits.dtype, 0, frame.count), bits)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         if frame.extra == _DENSE:
             np.add(acc, frame.values(frame.dtype), out=acc, casting="same_kind")
         elif frame.dtype == acc.dtype and acc.dtype.kind == "f":
-            cpu.load("sparse").scatter_add(*selection.read(frame, acc.dtype, 0, frame.count), acc)
+            kernels_for(acc, "sparse").scatter_add(*selection.read(frame, acc.dtype, 0, frame.count), acc)
         else:
             super()._decode_add(frame, acc)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
     return x.view(f"u{x.itemsize}")
+
+
+def _collected(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The integers that are not 0 with their indices; None where all are, or there are none at all."""
+    if on_device(bits):
+        return _collected_on_device(bits) if bits.size else None
+    kernels = cpu.load("sparse")
+    k = kernels.count_nonzeros(bits)
+    if k == bits.size:
+        return None
+    found = np.empty(k, np.uint32), np.empty(k, bits.dtype)
+    kernels.collect_nonzeros(bits, *found)
+    return found
+
+
+def _collected_on_device(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    kernels = cuda.load("sparse")
+    scratch = zeros(kernels.scratch_size(bits.size), np.dtype(np.int64), bits)
+    kernels.count_nonzeros(bits, scratch, counters())
+    k = selection.counted(bits)
+    if k == bits.size:
+        return None
+    found = empty(k, np.dtype(np.uint32), bits), empty(k, bits.dtype, bits)
+    if k:
+        kernels.collect_nonzeros(bits, *found, scratch)
+    return found

@@ -14,9 +14,10 @@ from collcomp.codecs.base import working_dtype
 from collcomp.codecs.checks import check_flag, check_integer
 from collcomp.codecs.sparse import FixedShare
 from collcomp.codecs.streams import random_key
+from collcomp.devices import empty, like
 from collcomp.errors import FrameError
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, kernels_for
 
 __all__ = ["RandomBlock", "RandomK"]
 
@@ -29,6 +30,7 @@ class _RandomShare(FixedShare):
     """The payload is the values of the selection, whose key is the header's `extra`."""
 
     summable: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     scaled: bool = False
     seed: int = 0
@@ -41,8 +43,8 @@ class _RandomShare(FixedShare):
             raise ValueError("scaled: True given beside feedback, which makes up for what is left out itself")
 
     @abstractmethod
-    def _drawn(self, key: int, count: int) -> np.ndarray | list[slice]:
-        """The selection of `key`: indices or slices, ascending."""
+    def _drawn(self, key: int, count: int, beside: np.ndarray) -> np.ndarray | list[slice]:
+        """The selection of `key`: slices, or indices where `beside` lies, ascending."""
 
     @abstractmethod
     def _gather(self, drawn: Any, x: np.ndarray, values: np.ndarray) -> None:
@@ -76,8 +78,8 @@ class _RandomShare(FixedShare):
         state: dict[str, np.ndarray],
     ) -> Iterator[tuple[np.ndarray, str]]:
         """Sum the values of one selection, which all ranks draw from `shared`, in one round."""
-        drawn = self._drawn(self._key(shared), src.size)
-        values = np.empty(self.selected(src.size), src.dtype)
+        drawn = self._drawn(self._key(shared), src.size, src)
+        values = empty(self.selected(src.size), src.dtype, src)
         if residual is None:
             self._gather_scaled(drawn, src, values)
         else:
@@ -90,7 +92,7 @@ class _RandomShare(FixedShare):
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         key = self._key(stream)
         values = selection.values_in(payload, self.selected(src.size), src.dtype)
-        self._gather_scaled(self._drawn(key, src.size), src, values)
+        self._gather_scaled(self._drawn(key, src.size, src), src, values)
         return values.nbytes, key
 
     def _encode_feedback(
@@ -101,18 +103,18 @@ class _RandomShare(FixedShare):
         residual += src
         key = self._key(stream)
         values = selection.values_in(payload, self.selected(src.size), src.dtype)
-        drawn = self._drawn(key, src.size)
+        drawn = self._drawn(key, src.size, src)
         self._gather(drawn, residual, values)
         self._clear(drawn, residual)
         return values.nbytes, key
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         values = self._checked_values(frame)
-        self._scatter(self._drawn(frame.extra, frame.count), values, dst)
+        self._scatter(self._drawn(frame.extra, frame.count, values), values, dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         values = self._checked_values(frame)
-        self._scatter_add(self._drawn(frame.extra, frame.count), values, acc)
+        self._scatter_add(self._drawn(frame.extra, frame.count, values), values, acc)
 
     def _checked_values(self, frame: Frame) -> np.ndarray:
         dtype = working_dtype(frame.dtype)
@@ -171,25 +173,25 @@ class RandomK(_RandomShare):
 
     def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         values = self._checked_values(frame)
-        return self._drawn(frame.extra, frame.count), values
+        return self._drawn(frame.extra, frame.count, values), values
 
-    def _drawn(self, key: int, count: int) -> np.ndarray:
+    def _drawn(self, key: int, count: int, beside: np.ndarray) -> np.ndarray:
         selection.check_count(count)
         indices = np.empty(self.selected(count), np.uint32)
         cpu.load("draws").draw(key, count, np.empty(-(-count // 64), np.uint64), indices)
-        return indices
+        return like(indices, beside)
 
     def _gather(self, drawn: np.ndarray, x: np.ndarray, values: np.ndarray) -> None:
-        cpu.load("sparse").gather(drawn, x, values)
+        kernels_for(x, "sparse").gather(drawn, x, values)
 
     def _scatter(self, drawn: np.ndarray, values: np.ndarray, dst: np.ndarray) -> None:
-        cpu.load("sparse").scatter(drawn, values, dst)
+        kernels_for(dst, "sparse").scatter(drawn, values, dst)
 
     def _scatter_add(self, drawn: np.ndarray, values: np.ndarray, acc: np.ndarray) -> None:
-        cpu.load("sparse").scatter_add(drawn, values, acc)
+        kernels_for(acc, "sparse").scatter_add(drawn, values, acc)
 
     def _clear(self, drawn: np.ndarray, x: np.ndarray) -> None:
-        cpu.load("sparse").clear(drawn, x)
+        kernels_for(x, "sparse").clear(drawn, x)
 
 
 @dataclass(frozen=True)
@@ -227,10 +229,11 @@ class RandomBlock(_RandomShare):
 
     def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         values = self._checked_values(frame)
-        parts = [np.arange(part.start, part.stop, dtype=np.uint32) for part in self._drawn(frame.extra, frame.count)]
-        return np.concatenate(parts), values
+        drawn = self._drawn(frame.extra, frame.count, values)
+        indices = np.concatenate([np.arange(part.start, part.stop, dtype=np.uint32) for part in drawn])
+        return like(indices, values), values
 
-    def _drawn(self, key: int, count: int) -> list[slice]:
+    def _drawn(self, key: int, count: int, beside: np.ndarray) -> list[slice]:
         selection.check_count(count)
         k = self.selected(count)
         start = cpu.load("draws").draw_one(key, count) if count else 0
@@ -238,7 +241,8 @@ class RandomBlock(_RandomShare):
         return [slice(0, wrapped), slice(start, start + k - wrapped)]
 
     def _gather(self, drawn: list[slice], x: np.ndarray, values: np.ndarray) -> None:
-        np.concatenate([x[part] for part in drawn], out=values)
+        for part, piece in _paired(drawn, values):
+            piece[:] = x[part]
 
     def _scatter(self, drawn: list[slice], values: np.ndarray, dst: np.ndarray) -> None:
         dst[:] = 0

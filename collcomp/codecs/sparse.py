@@ -10,8 +10,9 @@ import numpy as np
 from collcomp.codecs import selection
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_flag, check_integer, check_ratio
+from collcomp.devices import empty
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import kernels_for
 
 __all__ = ["FixedShare", "SparseCodec", "TopK"]
 
@@ -24,10 +25,10 @@ class SparseCodec(Codec):
     sparse: ClassVar[bool] = True
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
-        cpu.load("sparse").scatter(*self.selection(frame), dst)
+        kernels_for(dst, "sparse").scatter(*self.selection(frame), dst)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
-        cpu.load("sparse").scatter_add(*self.selection(frame), acc)
+        kernels_for(acc, "sparse").scatter_add(*self.selection(frame), acc)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TopK(FixedShare):
     codec_id: ClassVar[str] = "topk"
     number: ClassVar[int] = 6
     summary: ClassVar[str] = "the elements of largest magnitude with their indices, the others become zero"
+    on_devices: ClassVar[bool] = True
 
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """Values, and indices of any layout."""
@@ -95,15 +97,15 @@ class TopK(FixedShare):
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
         indices = self._select(residual, src, payload)
-        cpu.load("sparse").clear(indices, residual)
+        kernels_for(residual, "sparse").clear(indices, residual)
         return selection.finish(payload, indices, src.itemsize, src.size)
 
     def _select(self, x: np.ndarray, addend: np.ndarray | None, payload: np.ndarray) -> np.ndarray:
         selection.check_count(x.size)
         k = self.selected(x.size)
         if not k:
-            return np.empty(0, np.uint32)
-        return cpu.load("sparse").largest(x, addend, k, selection.values_in(payload, k, x.dtype))
+            return empty(0, np.dtype(np.uint32), x)
+        return selection.largest(x, addend, k, selection.values_in(payload, k, x.dtype))
 
     def selection(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         k = self.selected(frame.count)

@@ -14,8 +14,9 @@ from collcomp.codecs.base import working_dtype
 from collcomp.codecs.checks import check_choice, check_flag, check_integer, check_ratio
 from collcomp.codecs.fits import MODELS, fitted_threshold, most_stages
 from collcomp.codecs.sparse import SparseCodec
+from collcomp.devices import counters, empty, host_copy, on_device, zeros
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, cuda, kernels_for
 
 __all__ = ["Threshold"]
 
@@ -80,6 +81,7 @@ class Threshold(SparseCodec):
     number: ClassVar[int] = 18
     summary: ClassVar[str] = "about a share of the elements, those above an estimated threshold, with their indices"
     stateful: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     ratio: float = 0.01
     method: str = "sidco"
@@ -127,7 +129,7 @@ class Threshold(SparseCodec):
         if residual is None:
             return self._write(*self._select(src, None, state), src, payload)
         indices, values = self._select(residual, src, state)
-        cpu.load("sparse").clear(indices, residual)
+        kernels_for(residual, "sparse").clear(indices, residual)
         return self._write(indices, values, src, payload)
 
     def _write(self, indices: np.ndarray, values: np.ndarray, src: np.ndarray, payload: np.ndarray) -> tuple[int, int]:
@@ -142,13 +144,13 @@ class Threshold(SparseCodec):
         """Indices and values of what is selected of ``x + addend``, which `x` becomes."""
         selection.check_count(x.size)
         if not x.size:
-            return np.empty(0, np.uint32), np.empty(0, x.dtype)
+            return empty(0, np.dtype(np.uint32), x), empty(0, x.dtype, x)
         if state.get("digest") != self.digest:  # what was found for another share, method or model says nothing here
             state.clear()
             state["digest"] = np.int64(self.digest)
         if self.method == "held":
             return self._select_held(x, addend, state)
-        collector = _Collector(x, addend, self.most(x.size))
+        collector = _collector(x, addend, self.most(x.size))
         if self.method == "dgc":
             self._select_by_quantile(collector)
         else:
@@ -161,12 +163,12 @@ class Threshold(SparseCodec):
         left = int(state.get("calls_left", 0))
         if left:
             state["calls_left"] = np.int64(left - 1)
-            collector = _Collector(x, addend, self.most(x.size))
+            collector = _collector(x, addend, self.most(x.size))
             collector.collect(float(state["threshold"]))
             return collector.selected()
-        values = np.empty(self.aimed_at(x.size), x.dtype)
-        indices = cpu.load("sparse").largest(x, addend, values.size, values)
-        smallest = np.abs(values).view(f"i{x.itemsize}").min()  # of the bits, where NaN is the largest
+        values = empty(self.aimed_at(x.size), x.dtype, x)
+        indices = selection.largest(x, addend, values.size, values)
+        smallest = np.abs(host_copy(values)).view(f"i{x.itemsize}").min()  # of the bits, where NaN is the largest
         state["threshold"] = np.float64(smallest.view(x.dtype))
         state["calls_left"] = np.int64(self.every - 1)
         return indices, values
@@ -211,18 +213,27 @@ class _Collector:
 
     def __init__(self, x: np.ndarray, addend: np.ndarray | None, most: int) -> None:
         self.count = x.size
-        self._kernels = cpu.load("sparse")
         self._x, self._addend, self._most = x, addend, most
-        self._indices, self._values = self._kernels.room_for(most, x.dtype)
         self._found = 0
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._indices, self._values = cpu.load("sparse").room_for(self._most, self._x.dtype)
 
     def _sample(self, size: float) -> np.ndarray:
-        return self._kernels.sampled(self._x, self._addend, int(size))
+        return cpu.load("sparse").sampled(self._x, self._addend, int(size))
+
+    def _collect(self, threshold: int) -> int:
+        """Number of elements above a magnitude's bits."""
+        return cpu.load("sparse").collect(self._x, self._addend, threshold, self._indices, self._values)
+
+    def _collected(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._indices[: self._found], self._values[: self._found]
 
     def sampled_quantile(self, share: float) -> float:
         """The threshold that `share` of a sample reaches."""
         sample = self._sample(max(_SMALLEST_SAMPLE, _SAMPLED * self.count))
-        bits, _ = self._kernels.kth_largest(sample, max(1, round(share * sample.size)))
+        bits, _ = cpu.load("sparse").kth_largest(sample, max(1, round(share * sample.size)))
         return float(np.array(bits, f"i{sample.itemsize}").view(sample.dtype))
 
     def sampled_magnitudes(self, share: float) -> tuple[np.ndarray, float, float]:
@@ -238,16 +249,45 @@ class _Collector:
         """Number of elements of a magnitude of at least `threshold` (and above 0)."""
         with np.errstate(over="ignore"):
             bits = np.float64(threshold).astype(self._x.dtype).view(f"i{self._x.itemsize}")
-        self._found = self._kernels.collect(self._x, self._addend, max(int(bits) - 1, 0), self._indices, self._values)
+        self._found = self._collect(max(int(bits) - 1, 0))
         self._addend = None  # it is added now
         return self._found
 
     def selected(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices and values of what was found; the largest, where that is too much."""
         if self._found > self._most:
-            values = self._values[: self._most]
-            return self._kernels.largest(self._x, None, self._most, values), values
-        return self._indices[: self._found], self._values[: self._found]
+            values = empty(self._most, self._x.dtype, self._x)
+            return selection.largest(self._x, None, self._most, values), values
+        return self._collected()
+
+
+class _DeviceCollector(_Collector):
+    """On a device, elements are only counted until a threshold was found; what is sampled comes to the host."""
+
+    def _make_room(self) -> None:
+        self._kernels, self._threshold = cuda.load("sparse"), 0
+        self._scratch = zeros(self._kernels.scratch_size(self.count), np.dtype(np.int64), self._x)
+
+    def _sample(self, size: float) -> np.ndarray:
+        sample = empty(self._kernels.sample_size(self.count, int(size)), self._x.dtype, self._x)
+        self._kernels.sampled(self._x, self._addend, sample)
+        return host_copy(sample)
+
+    def _collect(self, threshold: int) -> int:
+        self._threshold = threshold
+        self._kernels.count_above(self._x, self._addend, threshold, self._scratch, counters())
+        return selection.counted(self._x)
+
+    def _collected(self) -> tuple[np.ndarray, np.ndarray]:
+        indices = empty(self._found, np.dtype(np.uint32), self._x)
+        values = empty(self._found, self._x.dtype, self._x)
+        if self._found:
+            self._kernels.collect(self._x, self._threshold, indices, values, self._scratch)
+        return indices, values
+
+
+def _collector(x: np.ndarray, addend: np.ndarray | None, most: int) -> _Collector:
+    return (_DeviceCollector if on_device(x) else _Collector)(x, addend, most)
 
 
 # ---------------------------------------------------------------------- the number of stages

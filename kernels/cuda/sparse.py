@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from collcomp.kernels.cuda.bits import hash32, integer_of, magnitude
+from collcomp.kernels.cuda.bits import hash32, integer_of
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
-from collcomp.kernels.cuda.primitives import lane_sums_before, votes
+from collcomp.kernels.cuda.primitives import bits_of, lane_sums_before, votes
 from collcomp.kernels.cuda.scans import STEP, WARPS, blocks_for, sums_before, total_before, walking
 
 __all__ = [
@@ -140,7 +140,14 @@ def _each(function: Any, indices: Any, *arrays: Any) -> None:
 def _ranking(form):
     """The type of ranks, and a function from elements to them: magnitudes, of unsigned integers 0 and 1."""
     if issubclass(form, np.floating):
-        return integer_of(form), magnitude
+        integer = integer_of(form)
+        magnitude = integer(np.iinfo(integer).max)
+
+        @inlined
+        def rank(x):
+            return integer(bits_of(x) & magnitude)  # not of abs(x), which may change the bits of NaN
+
+        return integer, rank
 
     @inlined
     def rank(x):

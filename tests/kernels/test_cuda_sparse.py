@@ -46,12 +46,12 @@ def _scales(count):
 @pytest.mark.parametrize(
     ("data", "real", "count", "ks"),
     [
-        (_scales, np.float32, 600, (1, 33, 600)),
-        (_steps, np.float32, 300, (20, 200)),
-        (_scales, np.float64, 150, (40,)),
-        (_steps, np.float64, 150, (100,)),
+        (_scales, np.float32, 600, (33, 600)),
+        (_steps, np.float32, 200, (20, 120)),
+        (_scales, np.float64, 120, (40,)),
+        (_steps, np.float64, 120, (70,)),
         (np.zeros, np.float32, 70, (33,)),
-        (np.ones, np.float64, 3, (1, 3)),
+        (np.ones, np.float64, 3, (1,)),
     ],
 )
 def test_largest(data, real, count, ks):
@@ -69,7 +69,7 @@ def test_largest(data, real, count, ks):
 
 @pytest.mark.parametrize("real", [np.float32, np.float64])
 def test_collect(real):
-    x = _scales(401).astype(real)
+    x = _scales(301).astype(real)
     threshold = int(np.array(1.5, real).view(f"i{x.itemsize}"))
     on_device, counters = to_device(x), to_device(np.zeros(4, np.int32))
     scratch = _scratch(on_device)
