@@ -139,20 +139,20 @@ class GridCodec(Codec):
             kernel(*arrays, grid, section.codes, section.words, section.values, room, counters())
             found, rows, *_ = read()
             return start + 4 * PACKED_LANES * rows, found
-        grid, room = self._grid(float(section.bound[0]), last.dtype), _room()
+        grid, integers = self._grid(float(section.bound[0]), last.dtype), np.empty((2, PACKED), np.int32)
         whole, rest = divmod(count, PACKED)
         full = count - rest
         position = before = found = 0
         if whole:
             position, before, found = kernel(
                 *(None if array is None else array[:full] for array in arrays),
-                grid, section.codes[:whole], section.words, section.values, 0, np.int32(0), *room,
+                grid, section.codes[:whole], section.words, section.values, 0, np.int32(0), *integers,
             )  # fmt: skip
         if rest:
             tails = [None if array is None else self._padded(array, full) for array in arrays]
             position, _, raw = kernel(
                 *tails,
-                grid, section.codes[whole:], section.words, section.values, position, np.int32(before), *room,
+                grid, section.codes[whole:], section.words, section.values, position, np.int32(before), *integers,
             )  # fmt: skip
             found += raw
             if len(arrays) == 2:
@@ -168,7 +168,7 @@ class GridCodec(Codec):
             grid, room = self._grid_on_device(section.bound, dst.dtype), self._room_on_device(dst, dst.size)
             kernel(dst, grid, section.codes, section.words, section.values, room)
             return
-        grid, room = self._grid(float(section.bound[0]), dst.dtype), _room()[0]
+        grid, room = self._grid(float(section.bound[0]), dst.dtype), np.empty(PACKED, np.int32)
         whole, rest = divmod(dst.size, PACKED)
         full = dst.size - rest
         position, before = kernel(
@@ -317,11 +317,6 @@ class Bounded(GridCodec):
             return super()._encode_feedback(src, residual, payload, stream, state)
         np.add(residual, src, out=residual)  # the range is that of what is encoded
         return self._run("encode_feedback", (None, residual), payload)
-
-
-def _room() -> tuple[np.ndarray, np.ndarray]:
-    """What kernels of the CPU work in."""
-    return np.empty(PACKED, np.int32), np.empty(PACKED, np.int32)
 
 
 def _range(extremes: tuple[int, int], dtype: np.dtype) -> float:
