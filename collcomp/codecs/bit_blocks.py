@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
+from collcomp.devices import empty, host_copy, on_device, read
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
+from collcomp.kernels import cuda
 from collcomp.kernels.cpu import PACKED, PACKED_LANES
 
 __all__ = ["BitBlocks", "Sections"]
@@ -72,12 +74,18 @@ class BitBlocks(Codec):
         sections = self._sections(payload, count, dtype)
         if count:
             self._run(src, residual, kept, sections, stream)
-        found = int(np.isnan(sections.scales).sum())
+        found = self._count_raw(sections.scales)
         payload[sections.scales.nbytes : self._words_offset(count)] = 0
         stop = self._words_offset(count) + sections.words.nbytes
         if not found:
             return stop, 0
         payload[stop : self._raw_offset(count)] = 0
+        if on_device(payload):
+            places = empty(len(sections.scales), np.dtype(np.int32), payload)
+            raw_blocks = cuda.load("raw_blocks")
+            raw_blocks.locate(sections.scales, places)
+            values = src if residual is None else residual
+            raw_blocks.copy_raw(values, sections.scales, places, self.block, 1, sections.raw, residual is not None)
         return self._raw_offset(count) + self._raw_nbytes(sections.scales, found, count, dtype), found
 
     def _checked_sections(self, frame: Frame) -> Sections:
@@ -86,7 +94,7 @@ class BitBlocks(Codec):
         if frame.payload.size < nbytes:
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at least {nbytes}")
         sections = self._sections(frame.payload, count, dtype)
-        found = int(np.isnan(sections.scales).sum())
+        found = frame.extra if on_device(sections.scales) else int(np.isnan(sections.scales).sum())
         if found != frame.extra:
             raise FrameError(f"frame: {found} blocks are marked as raw, the header tells of {frame.extra}")
         if found:
@@ -105,9 +113,15 @@ class BitBlocks(Codec):
             payload[raw:stop].view(dtype),
         )
 
+    def _count_raw(self, scales: np.ndarray) -> int:
+        """The number of raw blocks of a message that was encoded; on a device, it was added to `counters`."""
+        if on_device(scales):
+            return read()[0] if scales.size else 0
+        return int(np.isnan(scales).sum())
+
     def _raw_nbytes(self, scales: np.ndarray, found: int, count: int, dtype: np.dtype) -> int:
         rest = count % self.block
-        missing = self.block - rest if rest and np.isnan(scales[-1]) else 0
+        missing = self.block - rest if rest and np.isnan(host_copy(scales[-1:])[0]) else 0
         return (found * self.block - missing) * dtype.itemsize
 
     def _blocks(self, count: int) -> int:

@@ -14,11 +14,12 @@ from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_flag, check_integer
 from collcomp.codecs.quantised import Int4
 from collcomp.codecs.streams import hashes, random_key
+from collcomp.devices import device_of, empty, on_device, to_device
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
-from collcomp.kernels import cpu
+from collcomp.kernels import kernels_for
 
-__all__ = ["Hadamard", "check_rotation_block", "diagonal", "rotated_size"]
+__all__ = ["Hadamard", "check_rotation_block", "diagonal", "diagonal_beside", "rotated_size"]
 
 _SMALLEST, _LARGEST = 256, 1 << 16
 
@@ -40,6 +41,18 @@ def rotated_size(count: int, block: int) -> int:
 def diagonal(key: int, size: int, dtype: np.dtype) -> np.ndarray:
     """`size` random signs, by their positions, times ``1 / sqrt(size)``."""
     return (np.where(hashes(size, key) >> np.uint64(63), -1, 1) / math.sqrt(max(size, 1))).astype(dtype)
+
+
+def diagonal_beside(key: int, size: int, values: Any) -> Any:
+    """`diagonal`, of the dtype of `values`, where these lie."""
+    if on_device(values):
+        return _diagonal_on_device(key, size, values.dtype, device_of(values))
+    return diagonal(key, size, values.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _diagonal_on_device(key: int, size: int, dtype: np.dtype, device: str) -> Any:
+    return to_device(diagonal(key, size, dtype))
 
 
 class _Part(NamedTuple):
@@ -105,6 +118,11 @@ class Hadamard(Codec):
         if inner.lossless or inner.sparse or inner.summable or inner.whole or inner.stateful or hasattr(inner, "inner"):
             raise ValueError(f"inner: expected a quantiser of dense values, got {inner.spec!r}")
 
+    @property
+    def on_devices(self) -> bool:  # type: ignore[override]
+        """Whether the inner codec can be used there."""
+        return self.inner.on_devices
+
     def max_payload_nbytes(self, count: int, dtype: np.dtype) -> int:
         """A bit a block, and what the inner codec needs."""
         return self._start(count) + self.inner.max_payload_nbytes(self._padded(count), dtype)
@@ -115,45 +133,37 @@ class Hadamard(Codec):
 
     def _encode_keep(self, src: np.ndarray, kept: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         rotated, outcome = self._rotate_and_keep(src, None, payload, stream)
-        self._unrotate(rotated, payload, kept)
+        self._unrotate_to(kept, rotated, payload)
         return outcome
 
     def _encode_feedback(
         self, src: np.ndarray, residual: np.ndarray, payload: np.ndarray, stream: int, state: dict[str, np.ndarray]
     ) -> tuple[int, int]:
         rotated, outcome = self._rotate_and_keep(src, residual, payload, stream)
-        for part in self._parts(src.size, src.dtype):
-            cpu.load("rotation").unrotate_subtract(
-                rotated[part.rotated], part.diagonal, payload[part.plain], residual[part.values]
-            )
+        self._unrotate("unrotate_subtract", rotated, payload, residual)
         return outcome
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         inner = self._inner_frame(frame)
-        rotated = dst if inner.count == dst.size else np.empty(inner.count, dst.dtype)
+        rotated = dst if inner.count == dst.size else empty(inner.count, dst.dtype, dst)
         self.inner._decode(inner, rotated)
-        self._unrotate(rotated, frame.payload, dst)
+        self._unrotate_to(dst, rotated, frame.payload)
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         inner = self._inner_frame(frame)
-        rotated = np.empty(inner.count, acc.dtype)
+        rotated = empty(inner.count, acc.dtype, acc)
         self.inner._decode(inner, rotated)
-        for part in self._parts(acc.size, acc.dtype):
-            cpu.load("rotation").unrotate_add(
-                rotated[part.rotated], part.diagonal, frame.payload[part.plain], acc[part.values]
-            )
+        self._unrotate("unrotate_add", rotated, frame.payload, acc)
 
     def _rotate(self, src: np.ndarray, residual: np.ndarray | None, payload: np.ndarray) -> np.ndarray:
         """The rotated values, or sums with `residual`, left there; says in `payload` which blocks are not rotated."""
-        rotated = np.empty(self._padded(src.size), src.dtype)
-        nbytes = 0
-        for part in self._parts(src.size, src.dtype):
+        rotated = empty(self._padded(src.size), src.dtype, src)
+        payload[: self._start(src.size)] = 0
+        for part in self._parts(src):
             addend = None if residual is None else residual[part.values]
-            cpu.load("rotation").rotate(
-                src[part.values], addend, part.diagonal, rotated[part.rotated], payload[part.plain]
+            kernels_for(src, "rotation").rotate(
+                src[part.values], addend, part.diagonal, rotated[part.rotated], *self._plain(payload, part, src.size)
             )
-            nbytes = part.plain.stop
-        payload[nbytes : self._start(src.size)] = 0
         return rotated
 
     def _rotate_and_keep(
@@ -164,12 +174,26 @@ class Hadamard(Codec):
         outcome = self.inner._encode_keep(rotated, rotated, payload[self._start(src.size) :], stream)
         return rotated, self._finished(src.size, outcome)
 
-    def _unrotate(self, rotated: np.ndarray, payload: np.ndarray, dst: np.ndarray) -> None:
+    def _unrotate(self, name: str, rotated: np.ndarray, payload: np.ndarray, values: np.ndarray) -> None:
+        """Rotate back by kernel `name`, which adds to `values` or subtracts from them; `rotated` is overwritten."""
+        kernel = getattr(kernels_for(values, "rotation"), name)
+        for part in self._parts(values):
+            plain = self._plain(payload, part, values.size)
+            kernel(rotated[part.rotated], part.diagonal, *plain, values[part.values])
+
+    def _unrotate_to(self, dst: np.ndarray, rotated: np.ndarray, payload: np.ndarray) -> None:
         """Rotate back in place, into `dst` if that is elsewhere."""
-        for part in self._parts(dst.size, dst.dtype):
-            cpu.load("rotation").unrotate(rotated[part.rotated], part.diagonal, payload[part.plain])
+        kernels = kernels_for(dst, "rotation")
+        for part in self._parts(dst):
+            kernels.unrotate(rotated[part.rotated], part.diagonal, *self._plain(payload, part, dst.size))
         if rotated is not dst:
             dst[...] = rotated[: dst.size]
+
+    def _plain(self, payload: np.ndarray, part: _Part, count: int) -> tuple[Any, ...]:
+        """Where kernels find or write which blocks of `part` are plain; on devices that is told by 32-bit words."""
+        if on_device(payload):
+            return payload[: self._start(count)].view(np.uint32), 8 * part.plain.start
+        return (payload[part.plain],)
 
     def _inner_frame(self, frame: Frame) -> Frame:
         count, start = self._padded(frame.count), self._start(frame.count)
@@ -192,14 +216,13 @@ class Hadamard(Codec):
         """Where the inner codec's payload starts: behind a bit for each whole block, and a byte for the last."""
         return align(-(-(count // self.block) // 8) + (count % self.block > 0))
 
-    def _parts(self, count: int, dtype: np.dtype) -> Iterator[_Part]:
-        key = random_key(self.seed, 0)
+    def _parts(self, values: np.ndarray) -> Iterator[_Part]:
+        key, count = random_key(self.seed, 0), values.size
         full, size = count - count % self.block, rotated_size(count, self.block)
         nbytes = -(-(full // self.block) // 8)
         if full:
             whole = slice(0, full)
-            yield _Part(whole, whole, slice(0, nbytes), diagonal(key, self.block, dtype))
+            yield _Part(whole, whole, slice(0, nbytes), diagonal_beside(key, self.block, values))
         if size:
-            yield _Part(
-                slice(full, count), slice(full, full + size), slice(nbytes, nbytes + 1), diagonal(key, size, dtype)
-            )
+            rotated, plain = slice(full, full + size), slice(nbytes, nbytes + 1)
+            yield _Part(slice(full, count), rotated, plain, diagonal_beside(key, size, values))

@@ -7,16 +7,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from collcomp.codecs.bit_blocks import BitBlocks, Sections
 from collcomp.codecs.checks import as_number, check_flag, check_integer
-from collcomp.codecs.rotated import check_rotation_block, diagonal, rotated_size
+from collcomp.codecs.rotated import check_rotation_block, diagonal_beside, rotated_size
 from collcomp.codecs.streams import random_key
+from collcomp.devices import counters, device_of, empty, host_copy, on_device, to_device
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cuda, kernels_for
 from collcomp.kernels.cpu import PACKED
 
 __all__ = ["THC", "clamp_limit", "lookup_table"]
@@ -75,6 +76,18 @@ def _tables(table: tuple[int, ...]) -> np.ndarray:
     return np.array([(inputs, np.diff(outputs, prepend=0)) for inputs, outputs in climbs]).astype(np.uint8)
 
 
+@functools.lru_cache
+def _lookup(table: tuple[int, ...], device: str) -> Any:
+    """What the kernels for devices look up instead."""
+    integers = np.array(table)
+    numbers = np.searchsorted(integers, np.arange(256), side="right") - 1
+    gaps = np.append(np.diff(integers), 1)
+    values = np.zeros(256, np.int32)
+    values[: len(table)] = table
+    cells = integers[numbers] | gaps[numbers] << 8 | numbers << 16
+    return to_device(np.concatenate([cells.astype(np.int32), values]))
+
+
 @dataclass(frozen=True)
 class THC(BitBlocks):
     """Tensor homomorphic compression: blocks are rotated and rounded to a table of integers, which ranks just add.
@@ -126,6 +139,7 @@ class THC(BitBlocks):
     number: ClassVar[int] = 23
     summary: ClassVar[str] = "rotated blocks as integers that ranks add without decoding, 4 bits an element"
     summable: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
 
     bits: int = 4
     granularity: int = 30
@@ -167,9 +181,10 @@ class THC(BitBlocks):
     def _run(
         self, src: np.ndarray, residual: np.ndarray | None, kept: np.ndarray | None, sections: Sections, stream: int
     ) -> None:
-        cpu.load("thc").encode(
-            src, residual, kept, *sections, *self._rotation(src, 0), *self._lattice(), self.bits,
-            random_key(self.seed, stream),
+        counted = (counters(),) if on_device(src) else ()
+        kernels_for(src, "thc").encode(
+            src, residual, kept, *sections, *self._rotation(src, 0), *self._lattice(src, True), self.bits,
+            random_key(self.seed, stream), *counted,
         )  # fmt: skip
 
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
@@ -181,7 +196,8 @@ class THC(BitBlocks):
     def _unpack(self, frame: Frame, dst: np.ndarray, adds: bool) -> None:
         sections = self._checked_sections(frame)
         if dst.size:
-            cpu.load("thc").decode(*sections, *self._rotation(dst, 0), *self._lattice(), self.bits, adds, dst)
+            arguments = (*self._rotation(dst, 0), *self._lattice(dst, False), self.bits, adds, dst)
+            kernels_for(dst, "thc").decode(*sections, *arguments)
 
     def reduction(
         self,
@@ -195,20 +211,22 @@ class THC(BitBlocks):
         state: dict[str, np.ndarray],
     ) -> Iterator[tuple[np.ndarray, str]]:
         """Rounds: the largest norms; the sums of integers; if a norm is infinite, the plain sums of such blocks."""
-        kernels = cpu.load("thc")
-        norms = np.empty(self._blocks(src.size), np.float32)
-        kernels.measure(src, residual, norms, self.block)
+        kernels = kernels_for(src, "thc")
+        norms = empty(self._blocks(src.size), np.dtype(np.float32), src)
+        if src.size:
+            kernels.measure(src, residual, norms, self.block)
         yield norms, "max"
         values = src if residual is None else residual
-        raw = [slice(b * self.block, (b + 1) * self.block) for b in np.flatnonzero(np.isinf(norms))]
+        raw = [slice(b * self.block, (b + 1) * self.block) for b in np.flatnonzero(np.isinf(host_copy(norms)))]
         plain = np.concatenate([values[where] for where in raw]) if raw else None
-        sums = np.empty(self._code_count(src.size), self.sum_dtype(size))
+        sums = empty(self._code_count(src.size), self.sum_dtype(size), src)
         rotation = self._rotation(src, shared)
-        kernels.quantise(
-            src, residual, norms, sums, *rotation, *self._lattice(), random_key(self.seed, stream)
-        )  # fmt: skip
+        if src.size:
+            lattice = self._lattice(src, False)
+            kernels.quantise(src, residual, norms, sums, *rotation, *lattice, random_key(self.seed, stream))
         yield sums, "sum"
-        kernels.decode_sums(sums, norms, size * self.granularity / 2, *rotation, self._reach(), dst)
+        if src.size:
+            kernels.decode_sums(sums, norms, size * self.granularity / 2, *rotation, self._reach(), dst)
         if plain is None:
             return
         yield plain, "sum"
@@ -218,13 +236,19 @@ class THC(BitBlocks):
                 residual[where] = 0
 
     def _rotation(self, values: np.ndarray, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The diagonals for whole blocks and for the last one, and room for a block."""
-        key, dtype = random_key(self.seed, stream), values.dtype
-        last = diagonal(key, rotated_size(values.size, self.block), dtype)
-        return diagonal(key, self.block, dtype), last, np.empty(self.block, dtype)
+        """The diagonals for whole blocks and for the last one, and room for what is rotated."""
+        key, room = random_key(self.seed, stream), self.block
+        if on_device(values):
+            room = cuda.load("thc").tile_size(self._blocks(values.size), self._code_count(values.size), self.block)
+        whole, last = (diagonal_beside(key, n, values) for n in (self.block, rotated_size(values.size, self.block)))
+        return whole, last, empty(room, values.dtype, values)
 
-    def _lattice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, float]:
+    def _lattice(self, values: np.ndarray, encodes: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, float]:
         """The tables, room for codes, and the sizes of the lattice and of its steps."""
+        if on_device(values):
+            words = empty(2 * self._blocks(values.size), np.dtype(np.uint32), values)
+            octets = empty(self._code_count(values.size) if encodes else 0, np.dtype(np.uint8), values)
+            return _lookup(self.table, device_of(values)), words, octets, self.granularity, self._reach()
         words, octets = np.empty((2, PACKED), np.int32), np.empty((4, PACKED), np.uint8)
         return _tables(self.table), words, octets, self.granularity, self._reach()
 
