@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from device import to_device
-from on_device import check_same, frame_of
+from on_device import check_frames, check_same, frame_of
 
 from collcomp.codecs import as_codec
 from collcomp.errors import FrameError
@@ -49,6 +49,10 @@ def test_casts(spec, real, count):
 @pytest.mark.parametrize("count", [0, 1])
 def test_short_messages(count):
     check_same(as_codec("fp16"), np.full(count, 1.1, np.float32), residual=np.ones(count, np.float32))
+
+
+def test_frames():
+    check_frames(as_codec("bf16"), np.linspace(-3, 1, 70).astype(np.float16))
 
 
 def test_payloads_of_another_size_are_refused():
