@@ -207,7 +207,6 @@ def _fitting(form, stochastic):
     return fitting
 
 
-@functools.cache
 def _measuring(form, fetch, store, fitting):
     """A function of (arrays, start, lane): the exponent of the scale of the block that begins at `start`.
 
