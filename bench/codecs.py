@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.codecs import CODECS, Codec, as_codec
 from collcomp.codecs.libraries import has_library
 from collcomp.frame import Envelope, Frame
@@ -246,18 +247,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE.md", help="put the table between FILE.md's comments that name the data"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the kernels are to run (default: cpu)"
+    )
     options = parser.parse_args(argv)
+    if options.device == "cuda" and devices.missing():
+        parser.error(devices.missing())
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, got {options.repeats}")
     try:
         given = [spec for argument in options.codec or () for spec in split_specs(argument)]
         codecs = [as_codec(spec) for spec in given or _installed(DEFAULT_CODECS)]
+        if options.device == "cuda" and not given:
+            codecs = [codec for codec in codecs if codec.on_devices]
         counts = [parse_nbytes(size, "--sizes") // 4 for size in options.sizes.split(",")]
         if min(counts) < 1:
             parser.error(f"--sizes: expected at least 4 bytes, got {options.sizes}")
         messages = [make_data(options.data, count) for count in counts]
     except (ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
+    if options.device == "cuda":
+        return _run_on_gpu(codecs, messages, options.json)
     from tqdm import tqdm
 
     rows = []
@@ -280,6 +290,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return 0
+
+
+def _run_on_gpu(codecs: Sequence[Codec], messages: Sequence[np.ndarray], file: Path | None) -> int:
+    from .gpu import run
+
+    try:
+        rows = run(codecs, messages)
+    except TypeError as error:
+        print(f"collcomp bench codecs: {error}", file=sys.stderr)
+        return 2
+    if file:
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if any(row["same_frame"] is False for row in rows) else 0
 
 
 def _installed(specs: Sequence[str]) -> list[str]:

@@ -85,6 +85,16 @@ class World:
         """Number of ranks."""
         return self.comm.size
 
+    @property
+    def local_rank(self) -> int:
+        """Which of the ranks of its machine this one is. Collective."""
+        from mpi4py import MPI
+
+        neighbours = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        rank = neighbours.rank
+        neighbours.Free()
+        return rank
+
     def sent_bytes(self) -> int | None:
         """Bytes that this rank's link has carried away so far, between two barriers; None where it is not shaped.
 

@@ -17,9 +17,11 @@ __all__ = [
     "allocate",
     "allocate_pinned",
     "apart",
+    "choose",
     "counters",
     "cupy",
     "current_stream",
+    "describe",
     "device_of",
     "empty",
     "host_copy",
@@ -190,10 +192,25 @@ def stream_at(address: int) -> Any:
 def missing() -> str:
     """Why arrays on devices cannot be used; empty where they can."""
     try:
-        cupy()
-    except TypeError as error:
-        return str(error)
-    return ""
+        count = cupy().cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy is not there, or has no driver to ask
+        return str(error) if isinstance(error, TypeError) else f"device: 'cuda' cannot be used ({error}): {INSTALL}"
+    return "" if count else f"device: 'cuda' cannot be used, there is no GPU: {INSTALL}"
+
+
+def choose(number: int) -> None:
+    """Use GPU `number` (modulo how many there are) in this thread from now on."""
+    runtime = cupy().cuda.runtime
+    cupy().cuda.Device(number % runtime.getDeviceCount()).use()
+
+
+def describe() -> str:
+    """The current device and what drives it, in one line."""
+    runtime = cupy().cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    version = runtime.runtimeGetVersion()
+    name = properties["name"].decode()
+    return f"{name}, {properties['multiProcessorCount']} multiprocessors, CUDA {version // 1000}.{version % 1000 // 10}"
 
 
 def counters() -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -181,6 +182,11 @@ def may_share_memory(a: ndarray, b: ndarray) -> bool:
     return np.may_share_memory(a._host, b._host)
 
 
+def copyto(dst: ndarray, src: ndarray) -> None:
+    """Copy on the device."""
+    dst._host[...] = src._host
+
+
 def concatenate(arrays: Any) -> ndarray:
     """One array after another."""
     return ndarray(np.concatenate([array._host for array in arrays]))
@@ -191,11 +197,25 @@ def dot(a: ndarray, b: ndarray) -> ndarray:
     return _device(np.dot(a._host, b._host))
 
 
+class _Device:
+    def __init__(self, number: int) -> None:
+        assert number == 0
+
+    def use(self) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
 class _Event:
     done = True
 
-    def record(self) -> None:
-        pass
+    def record(self, stream: Any = None) -> None:
+        self.time = time.perf_counter()
 
     def synchronize(self) -> None:
         pass
@@ -220,6 +240,14 @@ class _Stream:
     def wait_event(self, event: _Event) -> None:
         pass
 
+    def begin_capture(self, mode: int) -> None:
+        _STREAM.capturing = True
+
+    def end_capture(self) -> Any:
+        """What was captured was done, too, and is not done again."""
+        _STREAM.capturing = False
+        return SimpleNamespace(launch=lambda stream: None)
+
     def synchronize(self) -> None:
         pass
 
@@ -231,14 +259,20 @@ _STREAM = _Stream()
 cuda = SimpleNamespace(
     get_current_stream=lambda: _STREAM,
     Stream=_Stream,
-    Device=lambda number: contextlib.nullcontext(),
+    Device=_Device,
     ExternalStream=lambda address: _STREAM,
     MemoryPool=lambda: SimpleNamespace(malloc=None),
     using_allocator=lambda allocator: contextlib.nullcontext(),
+    Event=_Event,
+    get_elapsed_time=lambda begin, end: 1e3 * (end.time - begin.time),
     nccl=stand_in_nccl,
     # Ranks that are threads have a GPU each where NCCL is available, else all the same.
     runtime=SimpleNamespace(
         getDevice=lambda: 0,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda device: {"name": b"stand-in", "multiProcessorCount": 2},
+        runtimeGetVersion=lambda: 13000,
+        streamCaptureModeRelaxed=2,
         deviceGetPCIBusId=lambda device: f"0000:{threading.get_ident() if stand_in_nccl.available else 0}",
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.codecs import Codec
 from collcomp.collectives.direct import chunks
 
@@ -29,7 +30,7 @@ class Bcast(Collective):
 
     def reset(self) -> None:
         if self.rank == 0:
-            self.recv[...] = values(0, 0, self.count)
+            self.recv[...] = devices.like(values(0, 0, self.count), self.recv)
         else:
             super().reset()
 

@@ -25,11 +25,12 @@ bibw           2 size                 1
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.codecs import Codec
 from collcomp.planner.cost import work_of
 
@@ -115,6 +116,12 @@ class Collective(ABC):
         self.recv.fill(np.nan)
 
     # ------------------------------------------------------------------ helpers
+
+    def move(self, place: Callable[[Any], Any]) -> None:
+        """Have all buffers where `place` puts them: on a device, or on the host."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray) or devices.on_device(value):
+                setattr(self, name, place(value))
 
     def share(self) -> slice:
         """The elements of a common result of `count` elements that this rank checks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from collcomp import devices
 from collcomp.collectives import SWITCHED
 from collcomp.switch.programs import PROGRAMS
 
@@ -15,6 +16,7 @@ from ..table import Column, header, line, number, write_rows
 from . import COLLECTIVES
 from .collective import Collective
 from .driver import Row, Settings, check_settings, measure
+from .message import ITEMSIZE
 
 __all__ = ["add_options", "run"]
 
@@ -42,6 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="leaves and spines that the ranks' links lead into: leaves=2,spines=2,uplink=200mbit, and maybe "
         "place=interleaved",
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where buffers lie; ranks share the GPUs that there are (default: cpu)",
+    )
     parser.add_argument("--iterations", type=int, help="of each codec at each size (default: for a second or two)")
     parser.add_argument("--warmup", type=int, help="calls before that (default: 10, 2 above 64 KiB)")
     parser.add_argument(
@@ -66,7 +74,10 @@ def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
         warmup=options.warmup,
         program=options.program,
         validate=options.validate,
+        device=options.device,
     )
+    if settings.device == "cuda" and devices.missing():
+        raise ValueError(devices.missing())
     switch = _switch_arguments(options)
     default_ranks = 2 if cls.point_to_point else 4
     ranks = World.here().size if under_launcher() else default_ranks
@@ -75,6 +86,8 @@ def run(name: str, options: argparse.Namespace, argv: Sequence[str]) -> int:
     check_file(options.plot, "--plot")
 
     def body(world: World) -> int:
+        if settings.device == "cuda":
+            devices.choose(world.local_rank)
         rows = _tabulate(world, cls, settings)
         if world.rank == 0:
             _save(rows, options)
@@ -126,14 +139,26 @@ def _facts(world: World, cls: type[Collective], settings: Settings) -> list[str]
     return [
         f"# {cls.name}: {cls.summary}; {notes[0].lower()}{notes[1:]}",
         f"# {world.mpi_version}, {world.size} ranks, link {link}, float32, iterations {iterations}, {checked}",
+        *([f"# {devices.describe()}"] if settings.device == "cuda" else []),
         "# times in microseconds, of the slowest rank; bandwidths in MB/s; wire: bytes that the busiest rank sends",
     ]
+
+
+# What nccl-tests has besides.
+_NCCL_TESTS = (
+    Column("count", lambda row: str(row.nbytes // ITEMSIZE), 9),
+    Column("type", lambda row: "float", left=True),
+    Column("redop", lambda row: "sum" if COLLECTIVES[row.collective].reduces else "none", left=True),
+    Column("root", lambda row: "0" if row.collective in _ROOTED else "-1"),
+)
+_ROOTED = ("bcast", "gather", "reduce", "scatter")
 
 
 def _columns(settings: Settings) -> list[Column]:
     widest = max(len("none" if codec is None else codec.spec) for codec in settings.rows)
     return [
         Column("size", lambda row: str(row.nbytes), 9),
+        *(_NCCL_TESTS if settings.device == "cuda" else ()),
         Column("codec", lambda row: row.codec, widest, left=True),
         Column("algorithm", lambda row: row.algorithm, left=True),
         Column("median", lambda row: number(row.seconds * 1e6), 11),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from collcomp import devices
 from collcomp.codecs import Codec, Identity
 from collcomp.collectives import ALGORITHMS, HIERARCHICAL, NATIVE, REQUIRED, SWITCHED
 from collcomp.switch.programs import EXACT, PROGRAMS
@@ -51,6 +52,8 @@ class Settings:
     program : str or None
         Of the switch, where there is one.
     validate : bool
+    device : str
+        Where buffers lie: ``"cpu"`` or ``"cuda"``. There, what has no codec goes through collcomp, too.
     """
 
     codecs: tuple[Codec | None, ...]
@@ -60,6 +63,7 @@ class Settings:
     warmup: int | None = None
     program: str | None = None
     validate: bool = True
+    device: str = "cpu"
 
     @property
     def rows(self) -> list[Codec | None]:
@@ -207,6 +211,8 @@ def measure(world: World, cls: type[Collective], settings: Settings, bar: Any) -
     comm = Comm(world.comm)
     for nbytes in settings.sizes:
         operation = cls(world.rank, world.size, nbytes)
+        if settings.device == "cuda":
+            operation.move(devices.cupy().asarray)
         trials = [_try(world, comm, operation, codec, settings) for codec in settings.rows]
         estimate = sum(trial.seconds for trial in trials)
         iterations = settings.iterations or int(
@@ -219,14 +225,16 @@ def measure(world: World, cls: type[Collective], settings: Settings, bar: Any) -
 
 
 def _caller(
-    world: World, comm: Any, cls: type[Collective], codec: Codec | None, algorithm: str | None
+    world: World, comm: Any, cls: type[Collective], codec: Codec | None, settings: Settings
 ) -> tuple[Any, dict[str, Any]]:
     """The communicator and keywords of a call."""
-    if codec is None:
+    if codec is None and settings.device == "cpu":
         return world.comm, {}  # not even through collcomp's face
+    if codec is None:  # MPI may not take a device's memory
+        return comm, {"codec": Identity() if cls.point_to_point else NO_CODEC}
     how: dict[str, Any] = {"codec": codec}
-    if algorithm:
-        how["algorithm"] = algorithm
+    if settings.algorithm:
+        how["algorithm"] = settings.algorithm
     if codec.needs_key and cls.reduces:
         how["key"] = codec.spec
     return comm, how
@@ -234,7 +242,7 @@ def _caller(
 
 def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, settings: Settings) -> _Trial:
     """Warm up, count bytes, and check the last result."""
-    caller, how = _caller(world, comm, type(operation), codec, settings.algorithm)
+    caller, how = _caller(world, comm, type(operation), codec, settings)
     calls = settings.warmup or (_SMALL_WARMUP if operation.nbytes <= _SMALL_NBYTES else _LARGE_WARMUP)
     seen = comm.records[-1].sequence if len(comm.records) else -1
     sent = world.sent_bytes() or 0
@@ -243,6 +251,7 @@ def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, se
         world.comm.Barrier()
         started = time.perf_counter()
         operation.call(caller, **how)
+        devices.wait_for(operation.recv)
         seconds = time.perf_counter() - started
     sent_since = world.sent_bytes()
     counted = None if sent_since is None else (sent_since - sent) / calls
@@ -251,7 +260,12 @@ def _try(world: World, comm: Any, operation: Collective, codec: Codec | None, se
     recorded = None if codec is None else sum(record.wire_nbytes or 0 for record in records) / calls
     wire_bytes = _busiest(world, operation, algorithm, recorded, counted)
     summed_by = settings.program or algorithm if algorithm == SWITCHED else algorithm
-    verdict = _check(world, operation, codec or Identity(), summed_by) if settings.validate else None
+    verdict = None
+    if settings.validate:
+        operation.move(devices.host_copy)
+        verdict = _check(world, operation, codec or Identity(), summed_by)
+        if settings.device == "cuda":
+            operation.move(devices.cupy().asarray)
     return _Trial(world.largest(seconds), algorithm, wire_bytes, verdict)
 
 
@@ -288,13 +302,14 @@ def _time(world: World, comm: Any, operation: Collective, settings: Settings, it
     """Seconds of the slowest rank per message, shape (codecs, iterations)."""
     from mpi4py import MPI
 
-    callers = [_caller(world, comm, type(operation), codec, settings.algorithm) for codec in settings.rows]
+    callers = [_caller(world, comm, type(operation), codec, settings) for codec in settings.rows]
     times = np.empty((len(callers), iterations))
     for i in range(iterations):
         for k, (caller, how) in enumerate(callers):
             world.comm.Barrier()
             started = time.perf_counter()
             operation.call(caller, **how)
+            devices.wait_for(operation.recv)
             times[k, i] = time.perf_counter() - started
         bar.update(min(1 / iterations, bar.total - bar.n))
     world.comm.Allreduce(MPI.IN_PLACE, times, MPI.MAX)

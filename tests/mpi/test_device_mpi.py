@@ -7,6 +7,10 @@ from helpers import operands, same_bits
 from mpi4py import MPI
 
 from collcomp import Communicator
+from collcomp.bench.osu import COLLECTIVES
+from collcomp.bench.osu.driver import Settings, measure
+from collcomp.bench.ranks import World, progress_bar
+from collcomp.codecs import as_codec
 from collcomp.mpi import Comm
 from collcomp.transports.mpi import MpiTransport
 
@@ -58,3 +62,14 @@ def test_small_calls_of_a_default_codec_are_staged_too(monkeypatch):
     assert (to_host(found) == SIZE * (SIZE - 1) / 2).all()
     record = [*comm.records][-1]
     assert record.codec == "identity"
+
+
+@pytest.mark.skipif(SIZE < 2, reason="benchmarks need two ranks")
+@pytest.mark.parametrize("name", ["allreduce", "bcast", "gather"])
+def test_benchmarks_on_a_device(name):
+    settings = Settings((None, as_codec("int8")), (4 * 60 * SIZE,), iterations=1, warmup=1, device="cuda")
+    with progress_bar(World.here(), 1, name) as bar:
+        plain, coded = measure(World.here(), COLLECTIVES[name], settings, bar)
+    assert plain.wrong == coded.wrong == 0
+    assert plain.codec == "none"
+    assert coded.wire_bytes > 0
