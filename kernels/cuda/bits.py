@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from collcomp.kernels.cuda.jit import inlined
-from collcomp.kernels.cuda.primitives import bits_of, float_of
+from collcomp.kernels.cuda.primitives import bits_of, float_of, product32
 
 __all__ = ["LARGEST", "SMALLEST", "fixed_point", "hash32", "integer_of", "magnitude", "nearest", "ordering", "random32"]
 
@@ -17,9 +17,10 @@ __all__ = ["LARGEST", "SMALLEST", "fixed_point", "hash32", "integer_of", "magnit
 SMALLEST, LARGEST = 2.0**-119, 2.0**127
 
 _LOW = np.uint64(0xFFFFFFFF)
-_WEYL, _MIX = np.uint64(0x9E3779B9), np.uint64(0x846CA68B)
+_WEYL, _MIX = np.uint32(0x9E3779B9), np.uint32(0x846CA68B)
 _GOLDEN, _FIRST_MIX, _SECOND_MIX = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_15, _16, _27, _30, _32 = (np.uint64(n) for n in (15, 16, 27, 30, 32))
+_15, _16 = np.uint32(15), np.uint32(16)
+_27, _30, _32 = np.uint64(27), np.uint64(30), np.uint64(32)
 _ADDEND_OF_NEAREST, _ADDEND_OF_FIXED_POINT = np.float32(1.5 * 2**23), np.float32(768)
 
 
@@ -79,6 +80,6 @@ def random32(key, index):
 @inlined
 def hash32(base, counter):
     """The 32-bit hash of two numbers below 2**32 (uint64, and any integer), as uint64."""
-    h = (base + ((np.uint64(counter) * _WEYL) & _LOW)) & _LOW
-    h = ((h ^ (h >> _15)) * _MIX) & _LOW
-    return h ^ (h >> _16)
+    h = np.uint32(base + np.uint64(product32(np.uint32(counter), _WEYL)) & _LOW)
+    h = product32(np.uint32(h ^ (h >> _15)), _MIX)
+    return np.uint64(h ^ (h >> _16))

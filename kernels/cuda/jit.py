@@ -52,8 +52,17 @@ def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) 
         with _simulator:
             function[blocks, threads](*passed)
         return
-    stream = next(a.__cuda_array_interface__.get("stream") for a in arguments if hasattr(a, "__cuda_array_interface__"))
-    function[blocks, threads, cuda.external_stream(stream or 0)](*passed)
+    function[blocks, threads, cuda.external_stream(_stream_of(arguments) or 0)](*passed)
+
+
+def _stream_of(arguments: tuple[Any, ...]) -> int | None:
+    """The stream that the first array names; None where it names none, or there is no array."""
+    for argument in arguments:
+        if hasattr(argument, "__cuda_array_interface__"):
+            return argument.__cuda_array_interface__.get("stream")
+        if isinstance(argument, tuple) and (stream := _stream_of(argument)) is not None:
+            return stream
+    return None
 
 
 def _passed(argument: Any) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "largest_of_lanes",
     "meet",
     "product",
+    "product32",
     "rint",
     "smallest_of_lanes",
     "sum_by_halves",
@@ -55,6 +56,11 @@ def rint(x):
 
 # The simulator runs one thread block at a time. Its own shared memory would cost a look at the stack each time.
 _BOX = [None] * THREADS
+
+
+@inlined
+def product32(a, b):
+    return a * b
 
 
 @inlined
