@@ -24,7 +24,7 @@ from collcomp import devices
 from collcomp.errors import FrameError, TransportError
 from collcomp.transports.base import CHANNELS, TOO_LONG, Request, Transport
 
-__all__ = ["Card", "NcclTransport", "nccl"]
+__all__ = ["Card", "NcclTransport", "Transfer", "nccl"]
 
 #: What a rank says before NCCL is used: its GPU, and NCCL's version (0 where it has none).
 _CARD = struct.Struct("<Q56s")
@@ -70,7 +70,7 @@ class Card:
 
 
 @dataclass(slots=True, eq=False)
-class _Transfer:
+class Transfer:
     """A send to a peer, or a receive from it."""
 
     data: Any
@@ -129,8 +129,8 @@ class NcclTransport(Transport):
         self._host = host
         self._comm: Any = nccl().NcclCommunicator(self.size, unique_id, self.rank)
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
-        self._sends: dict[int, deque[_Transfer]] = defaultdict(deque)
-        self._receives: dict[tuple[int, int], deque[_Transfer]] = defaultdict(deque)
+        self._sends: dict[int, deque[Transfer]] = defaultdict(deque)
+        self._receives: dict[tuple[int, int], deque[Transfer]] = defaultdict(deque)
         # Messages that came before anybody asked for them.
         self._early: dict[tuple[int, int], deque[Any]] = defaultdict(deque)
         self._round: Iterator[bool] | None = None
@@ -147,14 +147,14 @@ class NcclTransport(Transport):
     def isend(self, buf: np.ndarray, dest: int, tag: int) -> Request:
         if not devices.on_device(buf):
             return self._host.isend(buf, dest, tag)
-        transfer = _Transfer(buf, dest, tag)
+        transfer = Transfer(buf, dest, tag)
         self._sends[dest].append(transfer)
         return transfer
 
     def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
         if not devices.on_device(buf):
             return self._host.irecv(buf, source, tag)
-        transfer = _Transfer(buf, source, tag)
+        transfer = Transfer(buf, source, tag)
         early = self._early.get((source, tag))
         if early:
             message = early.popleft()
@@ -167,7 +167,7 @@ class NcclTransport(Transport):
         return transfer
 
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
-        if not any(isinstance(request, _Transfer) for request in requests):
+        if not any(isinstance(request, Transfer) for request in requests):
             return self._host.wait_some(requests, timeout)
         done = self._done(requests)
         if done or timeout == 0:  # rounds are for ranks that have nothing else to do
@@ -246,7 +246,7 @@ class NcclTransport(Transport):
             raise ValueError("capture: make the same call once on this communicator before it is captured in a graph")
         return self._last[number].heard
 
-    def _receive(self, source: int, tag: int, nbytes: int) -> _Transfer:
+    def _receive(self, source: int, tag: int, nbytes: int) -> Transfer:
         """Where a message goes: to whoever asked for it, or to memory of its own."""
         waiting = self._receives.get((source, tag))
         if waiting:
@@ -255,16 +255,16 @@ class NcclTransport(Transport):
             return transfer
         message = devices.allocate(nbytes)
         self._early[source, tag].append(message)
-        return _Transfer(message, source, tag)
+        return Transfer(message, source, tag)
 
-    def _land(self, transfer: _Transfer, nbytes: int) -> None:
+    def _land(self, transfer: Transfer, nbytes: int) -> None:
         if nbytes <= transfer.data.size:
             transfer.data = transfer.data[:nbytes]
             return
         transfer.error = FrameError(TOO_LONG)
         transfer.data = devices.allocate(nbytes)  # it has to be taken all the same
 
-    def _move(self, sends: Sequence[_Transfer], receives: Sequence[_Transfer]) -> None:
+    def _move(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
         module, comm, stream = nccl(), self._alive(), devices.current_stream().ptr
         module.groupStart()
         try:
@@ -297,7 +297,7 @@ class NcclTransport(Transport):
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Give up the operation; NCCL's communicator with it where transfers are under way, which it cannot give up."""
-        self._host.cancel([*self._telling, *(r for r in requests if not isinstance(r, _Transfer))])
+        self._host.cancel([*self._telling, *(r for r in requests if not isinstance(r, Transfer))])
         if self._moving and self._comm is not None:
             self._comm.abort()
             self._comm = None

@@ -12,9 +12,10 @@ from gpu import has_gpu
 from helpers import laid_out, operands, outcomes, run
 
 from collcomp import FrameError
-from collcomp.transports.nccl import Card
+from collcomp.transports.local import local_transports
+from collcomp.transports.nccl import Card, NcclTransport, Transfer, nccl
 
-pytestmark = pytest.mark.skipif(has_gpu(), reason="real NCCL refuses several ranks on one GPU")
+several_ranks = pytest.mark.skipif(has_gpu(), reason="real NCCL refuses several ranks on one GPU")
 COUNT = 210
 
 
@@ -22,6 +23,20 @@ COUNT = 210
 def available(monkeypatch):
     """NCCL is there, and every rank has a GPU of its own."""
     monkeypatch.setattr(stand_in_nccl, "available", True)
+
+
+def test_one_rank_and_itself():
+    """What real NCCL can be asked on a single GPU."""
+    if nccl() is None:
+        pytest.skip("NCCL is not installed")
+    (host,) = local_transports(1)
+    transport = NcclTransport(host, nccl().get_unique_id())
+    sent, room = to_device(np.arange(100, dtype=np.uint8)), to_device(np.zeros(100, np.uint8))
+    transport._move([Transfer(sent, 0, 0)], [Transfer(room, 0, 0)])
+    while not all(transport._moved()):
+        pass
+    assert np.array_equal(to_host(room), to_host(sent))
+    transport.close()
 
 
 @pytest.fixture
@@ -51,6 +66,7 @@ def check(size, program, **options):
         assert np.array_equal(to_host(a).view(np.uint8), b.view(np.uint8))
 
 
+@several_ranks
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(
     ("codec", "algorithm"),
@@ -65,6 +81,7 @@ def test_allreduce(size, codec, algorithm, moved):
     assert moved, "nothing went by NCCL"
 
 
+@several_ranks
 def test_records_count_what_nccl_sent(moved):
     def program(comm):
         allreduce(comm, operands(3, COUNT), to_device, codec="int8")
@@ -75,6 +92,7 @@ def test_records_count_what_nccl_sent(moved):
     assert {record.reason for record in records} == {""}
 
 
+@several_ranks
 def test_every_collective():
     """One after another, some of which end on some ranks earlier than on others."""
 
@@ -94,6 +112,7 @@ def test_every_collective():
     check(3, program)
 
 
+@several_ranks
 def test_nonblocking_and_blocking_calls_keep_their_order():
     def program(comm, place):
         xs = operands(2, COUNT)
@@ -109,6 +128,7 @@ def test_nonblocking_and_blocking_calls_keep_their_order():
     check(2, program)
 
 
+@several_ranks
 def test_ranks_that_differ_all_raise_and_go_on():
     def program(comm):
         x = np.ones(COUNT, np.float32)
@@ -122,6 +142,7 @@ def test_ranks_that_differ_all_raise_and_go_on():
         assert (outcome == 2).all()
 
 
+@several_ranks
 def test_ranks_that_share_a_gpu_are_staged(monkeypatch, moved):
     monkeypatch.setattr(stand_in_cupy.cuda.runtime, "deviceGetPCIBusId", lambda device: "0000:01:00.0")
 
@@ -140,6 +161,7 @@ def test_a_rank_without_nccl_is_named():
     assert Card.problem(cards) == "NCCL is not installed on rank 1"
 
 
+@several_ranks
 class TestGraphs:
     """While a graph is captured, nothing is said by the host: rounds are those of the call before."""
 
