@@ -72,8 +72,8 @@ def add_partial(
     elements: int,
 ) -> None:
     """Add other sums, of packets of the same lengths; new sums have all of `base` `EMPTY`, and all of `signs` 1."""
-    given, held = (base_in, window_in, signs_in, limbs_in, special_in), (base, window, signs, limbs, special)
-    launch(_partial_adder(), _blocks(base), given, headroom, held, elements)
+    given = (base_in, window_in, signs_in, limbs_in, special_in)
+    launch(_partial_adder(), _blocks(base), given, headroom, base, window, signs, limbs, special, elements)
 
 
 def widen(base: Any, window: Any, limbs: Any, special: Any, elements: int) -> None:
@@ -251,9 +251,8 @@ def _adder(kind, fresh):
 @functools.cache
 def _partial_adder():
     @kernel
-    def adder(given, headroom, held, elements):
+    def adder(given, headroom, base, window, signs, limbs, special, elements):
         base_in, window_in, signs_in, limbs_in, special_in = given
-        base, window, signs, limbs, special = held
         lane = cuda.threadIdx.x % LANES
         for packet in range(cuda.grid(1) // LANES, len(base), cuda.gridsize(1) // LANES):
             begin, end = packet * elements + lane, min((packet + 1) * elements, signs.size)

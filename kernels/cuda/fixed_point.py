@@ -72,7 +72,7 @@ def is_saturated(total: Any, flags: Any, counters: Any, elements: int) -> None:
 
 def add_saturating(total: Any, codes: Any) -> None:
     """``total += codes``, except where `total` is at an end of its range, where it stays."""
-    launch(_saturating_adder(), tiles(total.size), (total, codes))
+    launch(_saturating_adder(), tiles(total.size), total, codes)
 
 
 def _blocks(packets: Any) -> int:
@@ -196,7 +196,7 @@ def _saturating_adder():
     sweep = sweeping(get, put)
 
     @kernel
-    def adder(arrays):
-        sweep(arrays, arrays[0].size)
+    def adder(total, codes):
+        sweep((total, codes), total.size)
 
     return adder
