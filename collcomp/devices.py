@@ -31,6 +31,7 @@ __all__ = [
     "like",
     "mark",
     "missing",
+    "new_stream",
     "on_device",
     "read",
     "share_memory",
@@ -151,7 +152,7 @@ def apart(array: Any, after: Any = None) -> Iterator[None]:
 
 @functools.cache
 def _own_stream(device: int, thread: int) -> Any:
-    return cupy().cuda.Stream(non_blocking=True)
+    return new_stream()
 
 
 def identity() -> str:
@@ -182,6 +183,11 @@ def lasting(array: Any) -> Iterator[None]:
 @functools.cache
 def _lasting_pool(device: int) -> Any:
     return cupy().cuda.MemoryPool()
+
+
+def new_stream() -> Any:
+    """A stream beside all others of the current device."""
+    return cupy().cuda.Stream(non_blocking=True)
 
 
 def stream_at(address: int) -> Any:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 import collcomp
+from collcomp import devices
 from collcomp.codecs import CODECS
 from collcomp.codecs.libraries import has_library
 from collcomp.kernels import cpu
+from collcomp.transports.nccl import nccl
 
 __all__ = ["describe_codecs", "describe_machine"]
 
@@ -25,7 +27,11 @@ _PACKAGES = (
     "numba",
     "ml_dtypes",
     "torch",
-    "cupy",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "numba-cuda",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
     "blosc2",
     "numcodecs",
     "zfpy",
@@ -37,16 +43,19 @@ _RATIO_COUNT = 1 << 20
 def describe_codecs() -> str:
     """A table of all codecs: what they keep, what they save on normal float32 data, what they are for."""
     values = np.random.default_rng(0).standard_normal(_RATIO_COUNT, dtype=np.float32)
-    lines = [f"{'codec':<12}{'lossless':<10}{'summable':<10}{'max, min':<10}{'ratio':>7}  what it is"]
+    lines = [f"{'codec':<12}{'lossless':<10}{'summable':<10}{'max, min':<10}{'GPU':<5}{'ratio':>7}  what it is"]
     for name, cls in CODECS.items():
-        ratio, monotone, summary = "", cls.lossless, f"not installed: pip install 'collcomp[codecs]' for {cls.library}"
+        ratio, monotone, on_gpu = "", cls.lossless, False
+        summary = f"not installed: pip install 'collcomp[codecs]' for {cls.library}"
         if has_library(cls.library):
             codec, summary = cls(), cls.summary
+            on_gpu = codec.on_devices
             monotone = codec.lossless or codec.monotone
             frame = np.empty(codec.max_encoded_nbytes(values.size, values.dtype), np.uint8)
             ratio = f"{values.nbytes / codec.encode(values, frame):.2f}"
         flags = ("yes" if flag else "-" for flag in (cls.lossless, cls.summable, monotone))
-        lines.append(f"{name:<12}" + "".join(f"{flag:<10}" for flag in flags) + f"{ratio:>7}  {summary}")
+        gpu = "yes" if on_gpu else "-"
+        lines.append(f"{name:<12}" + "".join(f"{flag:<10}" for flag in flags) + f"{gpu:<5}{ratio:>7}  {summary}")
     return "\n".join(lines)
 
 
@@ -99,16 +108,11 @@ def _mpi() -> str:
 
 
 def _gpu() -> str:
-    try:
-        import cupy
-
-        count = cupy.cuda.runtime.getDeviceCount()
-    except ImportError:
-        return "CuPy is not installed; pip install 'collcomp[cuda12]' (or cuda13)"
-    except Exception as error:  # CuPy's own error type cannot be named without CuPy
-        return f"none that CuPy can use ({error})"
-    names = (cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count))
-    return ", ".join(names) or "none"
+    problem = devices.missing()
+    if problem:
+        return f"none; {problem}"
+    module = nccl()
+    return f"{devices.describe()}, NCCL {module.get_version() if module else 'not installed'}"
 
 
 def _kernels() -> str:

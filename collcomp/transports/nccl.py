@@ -128,8 +128,9 @@ class NcclTransport(Transport):
         self.rank, self.size = host.rank, host.size
         self._host = host
         self._comm: Any = nccl().NcclCommunicator(self.size, unique_id, self.rank)
+        self._own = devices.new_stream()
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
-        self._sends: dict[int, deque[Transfer]] = defaultdict(deque)
+        self._sends: dict[int, list[Transfer]] = defaultdict(list)
         self._receives: dict[tuple[int, int], deque[Transfer]] = defaultdict(deque)
         # Messages that came before anybody asked for them.
         self._early: dict[tuple[int, int], deque[Any]] = defaultdict(deque)
@@ -170,10 +171,10 @@ class NcclTransport(Transport):
         if not any(isinstance(request, Transfer) for request in requests):
             return self._host.wait_some(requests, timeout)
         done = self._done(requests)
-        if done or timeout == 0:  # rounds are for ranks that have nothing else to do
-            return done
-        self._go_on(requests[0].tag // CHANNELS, False, timeout)
-        return self._done(requests)
+        if not done:
+            self._go_on(requests[0].tag // CHANNELS, False, timeout)
+            done = self._done(requests)
+        return done
 
     def settled(self, sequence: int, timeout: float) -> bool:
         if not self._over:
@@ -207,7 +208,8 @@ class NcclTransport(Transport):
         """A round, step by step; yields whether there was anything to do."""
         if sequence != self._sequence:
             self._sequence, self._last, self._rounds = sequence, self._rounds, []
-        sends = {peer: list(self._sends[peer]) for peer in self._peers}
+        # What is sent from now on is for the next round.
+        sends = {peer: self._sends.pop(peer, []) for peer in self._peers}
         told = {peer: _Told(through, [(s.tag % CHANNELS, s.data.size) for s in sends[peer]]) for peer in self._peers}
         if devices.current_stream().is_capturing():
             heard = self._as_before(told)
@@ -219,11 +221,7 @@ class NcclTransport(Transport):
         received = [self._receive(peer, base + tag, nbytes) for peer in heard for tag, nbytes in heard[peer].messages]
         self._move([send for peer in self._peers for send in sends[peer]], received)
         yield from self._moved()
-        for peer in self._peers:
-            self._sends[peer].clear()
-            for send in sends[peer]:
-                send.done = True
-        for transfer in received:
+        for transfer in (*received, *(send for queue in sends.values() for send in queue)):
             transfer.done = True
         self._over = through and all(one.through for one in heard.values())
 
@@ -265,7 +263,7 @@ class NcclTransport(Transport):
         transfer.data = devices.allocate(nbytes)  # it has to be taken all the same
 
     def _move(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
-        module, comm, stream = nccl(), self._alive(), devices.current_stream().ptr
+        module, comm, stream = nccl(), self._alive(), self._stream().ptr
         module.groupStart()
         try:
             for one, call in [*((send, comm.send) for send in sends), *((one, comm.recv) for one in receives)]:
@@ -274,11 +272,19 @@ class NcclTransport(Transport):
         finally:
             module.groupEnd()
 
+    def _stream(self) -> Any:
+        """Where transfers go: beside the stream that encodes and decodes, after what it was given so far."""
+        current = devices.current_stream()
+        if current.is_capturing():
+            return current
+        self._own.wait_event(current.record())
+        return self._own
+
     def _moved(self) -> Iterator[bool]:
         """Steps until what the stream was given is done; none in a graph, where it is not done now."""
         if devices.current_stream().is_capturing():
             return
-        event = devices.current_stream().record()
+        event = self._own.record()
         self._moving = True
         while not event.done:
             try:

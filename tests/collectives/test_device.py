@@ -8,6 +8,8 @@ from device import to_device, to_host
 from helpers import laid_out, operands, run
 
 from collcomp import IN_PLACE
+from collcomp.codecs import CODECS, as_codec
+from collcomp.codecs.libraries import has_library
 from collcomp.errors import FrameError
 
 SIZE, COUNT = 3, 200
@@ -36,6 +38,24 @@ def check(program, **options):
 )
 def test_allreduce(codec, algorithm, dtype):
     check(partial(allreduce, xs=operands(SIZE, COUNT, np.dtype(dtype)), codec=codec, algorithm=algorithm, op="avg"))
+
+
+FAMILIES = [
+    "bf16", "mxfp4", "fp8_e4m3:rounding=stochastic", "hadamard+int4", "topk:ratio=0.1", "threshold:ratio=0.1",
+    "randomk:ratio=0.1", "shared_int", "thc", "bounded:abs=1e-3", "hbound:abs=1e-3", "nonzeros",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", FAMILIES)
+def test_each_family(codec):
+    check(partial(allreduce, xs=operands(SIZE, COUNT), codec=codec, key="x"))
+
+
+def test_all_families_are_here():
+    classes = {type(as_codec(spec)) for spec in [*FAMILIES, "identity", "int8", "int4"]}
+    relatives = {"fp16", "int2", "sign", "fp8_e5m2", "mxfp8", "randomblock"}
+    on_devices = {name for name, cls in CODECS.items() if has_library(cls.library) and cls().on_devices}
+    assert on_devices - relatives == {cls.codec_id for cls in classes}
 
 
 @pytest.mark.parametrize("codec", ["int8", "identity"])
@@ -139,7 +159,7 @@ def test_parts(call):
     ("how", "what"),
     [
         ({"codec": "loco", "key": "x"}, "codec 'loco' has kernels for the CPU only"),
-        ({"codec": "lhc", "key": "x"}, "codec 'lhc' has kernels for the CPU only"),
+        ({"codec": "topk", "algorithm": "merged"}, "algorithm 'merged' has kernels for the CPU only"),
     ],
 )
 def test_what_devices_cannot_do_is_said_before_anything_is_sent(how, what):
