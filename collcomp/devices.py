@@ -146,8 +146,10 @@ def apart(array: Any, after: Any = None) -> Iterator[None]:
         if after is not None:
             stream.wait_event(after)
         with stream:
-            yield
-        stream.synchronize()
+            try:
+                yield
+            finally:
+                stream.synchronize()  # what failed has left work behind, too, on memory that may now be freed
 
 
 @functools.cache
@@ -220,9 +222,12 @@ def describe() -> str:
 
 
 def counters() -> Any:
-    """Numbers (int32) that this thread's kernels on the current stream add to; zeros until then, and after `read`."""
-    stream = current_stream()
-    return _counters(cupy().cuda.runtime.getDevice(), stream.ptr, threading.get_ident())
+    """Numbers (int32) that the kernels of one encoder add to, until this thread calls `read` on the same stream.
+
+    Those of a graph are never read.
+    """
+    counted, sink = _counters(cupy().cuda.runtime.getDevice(), threading.get_ident())
+    return sink if current_stream().is_capturing() else counted
 
 
 def read() -> list[int]:
@@ -230,14 +235,17 @@ def read() -> list[int]:
 
     While a graph is captured there is nothing to wait for: all are 0 then.
     """
+    if current_stream().is_capturing():
+        return [0] * _COUNTERS
     found = counters()
-    stream = current_stream()
-    numbers = [0] * _COUNTERS if stream.is_capturing() else found.get(stream=stream).tolist()
-    if any(numbers) or stream.is_capturing():
+    numbers = found.get().tolist()
+    if any(numbers):
         found.fill(0)
     return numbers
 
 
 @functools.cache
-def _counters(device: int, stream: int, thread: int) -> Any:
-    return cupy().zeros(_COUNTERS, np.int32)
+def _counters(device: int, thread: int) -> tuple[Any, Any]:
+    found = cupy().zeros((2, _COUNTERS), np.int32)
+    current_stream().synchronize()  # other streams may be the next to use them
+    return found[0], found[1]

@@ -387,9 +387,13 @@ class Codec(ABC):
             raise FrameError(f"frame: {frame.payload.size} payload bytes, {count} elements take at most {limit}")
 
     def check_device(self, values: np.ndarray) -> None:
-        """`TypeError` where `values` lie on a device and this codec has no kernels for one."""
-        if on_device(values) and not self.on_devices:
+        """Raise where `values` lie on a device, and this codec has no kernels for one, or they are too many for it."""
+        if not on_device(values):
+            return
+        if not self.on_devices:
             raise TypeError(f"codec: {self.spec!r} has kernels for the CPU only, the values are on {device_of(values)}")
+        if values.size >= 2**31:
+            raise ValueError(f"count: {values.size} elements on a device, which counts to 2**31 - 1")
 
     def write_header(self, dst: np.ndarray, envelope: Envelope, count: int, nbytes: int, extra: int = 0) -> None:
         """Write the header of a payload of this codec's into the first 64 bytes of `dst`."""

@@ -20,6 +20,11 @@ from collcomp.kernels import cpu, cuda, kernels_for
 __all__ = ["BlockCodec", "RoundedBlockCodec"]
 
 
+#: Other ranks' frames that a device sums in one pass: a kernel has room for so many arguments, and is compiled for each
+#: number of them.
+_MOST_AT_ONCE = 15
+
+
 class _Sections(NamedTuple):
     scales: np.ndarray
     codes: np.ndarray
@@ -74,7 +79,7 @@ class BlockCodec(Codec):
         payload: np.ndarray,
         stream: int,
     ) -> tuple[int, int] | None:
-        if not frames or any(frame.extra for frame in frames):
+        if not frames or any(frame.extra for frame in frames) or (on_device(own) and len(frames) > _MOST_AT_ONCE):
             return None
         others = [self._checked_sections(frame) for frame in frames]
         if on_device(own):

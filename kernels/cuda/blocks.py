@@ -34,7 +34,7 @@ from collcomp.kernels.cuda.primitives import (
     value_of_lane,
 )
 
-__all__ = ["Format", "coding", "decoding", "measuring"]
+__all__ = ["Format", "coding", "decoding", "inverse_of", "measuring", "measuring_whole", "scale_places"]
 
 _RAW = np.float32(np.nan)
 #: Keeps the largest element times the rounded inverse of the scale from rounding up past the last level.
@@ -91,49 +91,74 @@ def _fitting(real, levels):
 
 
 @functools.cache
-def measuring(form, element):
-    """A function of (arrays, start, used, lane) that gives scale and offset (0 without one) of the block at `start`.
+def scale_places(asymmetric):
+    """Two functions: ``put(scales, b, scale, offset)`` of block b, and ``get(scales, b)``, whose offset may be 0."""
+    if asymmetric:
 
-    Parameters
-    ----------
-    element : function
-        Of (arrays, i): element i of the message, which it may store on the way. It is called once for each.
+        @inlined
+        def put(scales, b, scale, offset):
+            scales[b, 0] = scale
+            scales[b, 1] = offset
+
+        @inlined
+        def get(scales, b):
+            return scales[b, 0], scales[b, 1]
+
+    else:
+
+        @inlined
+        def put(scales, b, scale, offset):
+            scales[b] = scale
+
+        @inlined
+        def get(scales, b):
+            return scales[b], np.float32(0)
+
+    return put, get
+
+
+@functools.cache
+def gathering(form):
+    """What is gathered of a block's elements: three functions.
+
+    ``begin()`` gives what one lane has gathered of no element, ``take(held, x)`` of one more, and
+    ``finish(held, used)`` scale and offset (0 without one) of a block of so many, once all lanes have gathered theirs.
     """
     real, integer = form.real, integer_of(form.real)
     if form.width == 1:
         fitting = _fitting(real, 1)
 
         @inlined
-        def measure(arrays, start, used, lane):
-            # The order of `kernels.cpu.bits.sum_of_magnitudes`: rows of 32 by lanes, lanes by halves, then the rest.
-            total = real(0)
-            whole = used - used % LANES
-            for i in range(lane, whole, LANES):
-                total += abs(element(arrays, start + i))
-            total = sum_by_halves(total)
-            rest = real(0)
-            if lane < used - whole:
-                rest = abs(element(arrays, start + whole + lane))
-            for i in range(used - whole):
-                total += value_of_lane(rest, i)
+        def begin():
+            return real(0)
+
+        @inlined
+        def take(held, x):
+            return held + abs(x)
+
+        @inlined
+        def finish(total, used):
             mean = total / real(used)
             scale = fitting(mean)
-            if mean == 0 and total > 0:
-                scale = _RAW
-            return scale, np.float32(0)
+            return _RAW if mean == 0 and total > 0 else scale, np.float32(0)
 
-        return measure
+        return begin, take, finish
     if not form.asymmetric:
         fitting = _fitting(real, 2 ** (form.width - 1) - 1)
 
         @inlined
-        def measure(arrays, start, used, lane):
-            largest = integer(0)
-            for i in range(lane, used, LANES):
-                largest = max(largest, magnitude(element(arrays, start + i)))
-            return fitting(float_of(largest_of_lanes(largest))), np.float32(0)
+        def begin():
+            return integer(0)
 
-        return measure
+        @inlined
+        def take(held, x):
+            return max(held, magnitude(x))
+
+        @inlined
+        def finish(held, used):
+            return fitting(float_of(largest_of_lanes(held))), np.float32(0)
+
+        return begin, take, finish
     fitting = _fitting(real, 2**form.width - 1)
     ordered, from_ordered = ordering(real)
     limits = np.iinfo(integer)
@@ -141,13 +166,17 @@ def measuring(form, element):
     limit = real(LARGEST)
 
     @inlined
-    def measure(arrays, start, used, lane):
-        low, high = most, least
-        for i in range(lane, used, LANES):
-            bits = ordered(element(arrays, start + i))
-            low = min(low, bits)
-            high = max(high, bits)
-        lowest, highest = from_ordered(smallest_of_lanes(low)), from_ordered(largest_of_lanes(high))
+    def begin():
+        return most, least
+
+    @inlined
+    def take(held, x):
+        bits = ordered(x)
+        return min(held[0], bits), max(held[1], bits)
+
+    @inlined
+    def finish(held, used):
+        lowest, highest = from_ordered(smallest_of_lanes(held[0])), from_ordered(largest_of_lanes(held[1]))
         offset = np.float32(lowest)
         if real(offset) > lowest:  # the float32 next to it, from below
             bits = magnitude(offset)
@@ -160,6 +189,63 @@ def measuring(form, element):
         if not (real(offset) > -limit and highest < limit):
             return _RAW, np.float32(0)
         return fitting(highest - real(offset)), offset
+
+    return begin, take, finish
+
+
+@functools.cache
+def measuring(form, element):
+    """A function of (arrays, start, used, lane) that gives scale and offset (0 without one) of the block at `start`.
+
+    Parameters
+    ----------
+    element : function
+        Of (arrays, i): element i of the message, which it may store on the way. It is called once for each.
+    """
+    begin, take, finish = gathering(form)
+    if form.width > 1:
+
+        @inlined
+        def measure(arrays, start, used, lane):
+            held = begin()
+            for i in range(lane, used, LANES):
+                held = take(held, element(arrays, start + i))
+            return finish(held, used)
+
+        return measure
+
+    @inlined
+    def measure(arrays, start, used, lane):
+        # The order of `kernels.cpu.bits.sum_of_magnitudes`: rows of 32 by lanes, lanes by halves, then the rest.
+        held = begin()
+        whole = used - used % LANES
+        for i in range(lane, whole, LANES):
+            held = take(held, element(arrays, start + i))
+        total = sum_by_halves(held)
+        rest = begin()
+        if lane < used - whole:
+            rest = take(rest, element(arrays, start + whole + lane))
+        for i in range(used - whole):
+            total += value_of_lane(rest, i)
+        return finish(total, used)
+
+    return measure
+
+
+@functools.cache
+def measuring_whole(form, block):
+    """A function of (x): scale and offset of a block whose elements lane l has in order, those at l, l + 32, ..."""
+    begin, take, finish = gathering(form)
+    rows, sums = block // LANES, form.width == 1
+
+    @inlined
+    def measure(x):
+        held = begin()
+        for k in range(rows):
+            held = take(held, x[k])
+        if sums:
+            held = sum_by_halves(held)
+        return finish(held, block)
 
     return measure
 

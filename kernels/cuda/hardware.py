@@ -1,5 +1,6 @@
 """`primitives` as the hardware has them."""
 
+import numpy as np
 from llvmlite import ir
 from numba import cuda, types
 from numba.cuda.extending import intrinsic
@@ -136,7 +137,7 @@ def value_of_lane(value, lane):
 @inlined
 def votes(condition):
     """In which lanes `condition` holds, as the bits of a uint32."""
-    return cuda.ballot_sync(_ALL, condition)
+    return np.uint32(cuda.ballot_sync(_ALL, condition))
 
 
 @inlined

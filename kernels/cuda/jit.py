@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numba import cuda
-from numba.core import config
+from numba.cuda.core import config
 
 __all__ = ["LANES", "SIMULATED", "THREADS", "grid", "inlined", "kernel", "launch"]
 
@@ -22,6 +23,8 @@ THREADS = 64 if SIMULATED else 256
 _BLOCKS_PER_MULTIPROCESSOR = 2048 // 256
 # The simulator runs one kernel at a time.
 _simulator = threading.Lock()
+# Small messages make small grids; numba would warn of each.
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 
 def kernel(function: Callable) -> Any:
@@ -52,7 +55,13 @@ def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) 
         with _simulator:
             function[blocks, threads](*passed)
         return
-    function[blocks, threads, cuda.external_stream(_stream_of(arguments) or 0)](*passed)
+    function[blocks, threads, _stream(cuda.current_context().device.id, _stream_of(arguments) or 0)](*passed)
+
+
+@functools.cache
+def _stream(device: int, address: int) -> Any:
+    """Numba's object for a stream of others; one a stream, by which numba knows how it launched the last time."""
+    return cuda.external_stream(address)
 
 
 def _stream_of(arguments: tuple[Any, ...]) -> int | None:

@@ -17,12 +17,13 @@ import numpy as np
 from numba import cuda
 
 from collcomp.kernels.cuda.bits import random32
-from collcomp.kernels.cuda.blocks import Format, coding, decoding, inverse_of, measuring
+from collcomp.kernels.cuda.blocks import Format, coding, decoding, inverse_of, measuring, scale_places
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
 from collcomp.kernels.cuda.operands import IN_PLACE, fetching, settling, storing
 from collcomp.kernels.cuda.primitives import meet
 from collcomp.kernels.cuda.raw_blocks import copy_raw as copy_padded
 from collcomp.kernels.cuda.raw_blocks import locate, padded
+from collcomp.kernels.cuda.whole_blocks import decoding_whole, encoding_whole, fit_registers, placing
 
 __all__ = ["copy_raw", "decode", "decode_add", "encode", "encode_feedback", "encode_keep", "encode_sum", "locate"]
 
@@ -113,7 +114,7 @@ def _encode(
     counters: Any,
 ) -> None:
     form = Format.of(src, scales, planes)
-    encoder = _encoder(form, mode, key is not None)
+    encoder = _encoder(form, mode, key is not None, block)
     arrays = (src, dst, *others, position, form.real(divisor), block)
     launch(encoder, grid(-(-len(scales) // _WARPS)), arrays, scales, codes, np.uint64(key or 0), counters)
 
@@ -121,7 +122,7 @@ def _encode(
 def _decode(
     adds: bool, scales: Any, codes: Any, raw: Any, block: int, planes: tuple[int, ...], dst: Any, places: Any
 ) -> None:
-    decoder = _decoder(Format.of(dst, scales, planes), adds, places is not None)
+    decoder = _decoder(Format.of(dst, scales, planes), adds, places is not None, block)
     others = (codes, dst, block) if places is None else (codes, dst, block, raw, places)
     launch(decoder, grid(-(-len(scales) // _WARPS)), scales, others)
 
@@ -130,36 +131,10 @@ def _decode(
 
 
 @functools.cache
-def _sections(asymmetric):
-    if asymmetric:
-
-        @inlined
-        def put(scales, b, scale, offset):
-            scales[b, 0] = scale
-            scales[b, 1] = offset
-
-        @inlined
-        def get(scales, b):
-            return scales[b, 0], scales[b, 1]
-
-    else:
-
-        @inlined
-        def put(scales, b, scale, offset):
-            scales[b] = scale
-
-        @inlined
-        def get(scales, b):
-            return scales[b], np.float32(0)
-
-    return put, get
-
-
-@functools.cache
 def _operand(form, mode):
     """Element i of what is encoded: stored in ``arrays[1]`` where it is a sum."""
     planes, multiple = form.planes, form.multiple
-    value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
+    value_of, (_, scale_of) = decoding(form), scale_places(form.asymmetric)
 
     @inlined
     def part(scales, codes, block, count, i):
@@ -182,66 +157,84 @@ def _operand(form, mode):
 
 
 @functools.cache
-def _encoder(form, mode, stochastic):
+def _encoding(form, mode, stochastic):
+    """A function of (arrays, b, lane, scales, codes, key, counters) that encodes block b, however long it is."""
     real, planes, asymmetric = form.real, form.planes, form.asymmetric
-    multiple, sums, keeps = form.multiple, mode in IN_PLACE, mode == "keep"
+    multiple, sums, writes = form.multiple, mode in IN_PLACE, mode != "encode"
     measure, settle = measuring(form, _operand(form, mode)), settling(mode)
     code_of, inverse_of_scale, value_of = coding(form, stochastic), inverse_of(form, stochastic), decoding(form)
-    put_scale, _ = _sections(asymmetric)
+    put_scale, _ = scale_places(asymmetric)
 
-    @kernel
-    def encoder(arrays, scales, codes, key, counters):
-        held = arrays[1] if sums else arrays[0]
-        dst, block, count = arrays[1], arrays[-1], held.size
-        lane = cuda.threadIdx.x % LANES
-        warp = cuda.grid(1) // LANES
-        for b in range(warp, len(scales), cuda.gridsize(1) // LANES):
-            start = b * block
-            used = min(block, count - start)
-            scale, offset = measure(arrays, start, used, lane)
-            meet()
-            padding = held[start + used - 1] if asymmetric else real(0)
-            meet()
-            length = padded(used, multiple)
-            width, half = length // planes, length // 2
-            raw = np.isnan(scale)
-            if lane == 0:
-                put_scale(scales, b, scale, offset)
-                if raw:
-                    cuda.atomic.add(counters, 0, 1)
-            inverse = inverse_of_scale(scale)
-            noise = random32(key, b) if stochastic else np.uint64(0)
-            for j in range(lane, width, LANES):
-                byte = 0
-                for plane in range(planes):
-                    i = plane * width + j
-                    x = held[start + i] if i < used else padding
-                    if not raw:
-                        byte |= code_of(x, i, half, offset, inverse, noise) << (plane * (8 // planes))
-                codes[start // planes + j] = byte
+    @inlined
+    def encode(arrays, b, lane, scales, codes, key, counters):
+        held, dst, block = arrays[1] if sums else arrays[0], arrays[1], arrays[-1]
+        start = b * block
+        used = min(block, held.size - start)
+        scale, offset = measure(arrays, start, used, lane)
+        meet()
+        padding = held[start + used - 1] if asymmetric else real(0)
+        meet()
+        length = padded(used, multiple)
+        width, half = length // planes, length // 2
+        raw = np.isnan(scale)
+        if lane == 0:
+            put_scale(scales, b, scale, offset)
+            if raw:
+                cuda.atomic.add(counters, 0, 1)
+        inverse = inverse_of_scale(scale)
+        noise = random32(key, b) if stochastic else np.uint64(0)
+        for j in range(lane, width, LANES):
+            byte = 0
+            for plane in range(planes):
+                i = plane * width + j
+                x = held[start + i] if i < used else padding
+                if not raw:
+                    byte |= code_of(x, i, half, offset, inverse, noise) << (plane * (8 // planes))
+            codes[start // planes + j] = byte
+            if writes:
                 for plane in range(planes):
                     i = plane * width + j
                     if i < used:
                         x = held[start + i]
-                        if not raw:
-                            settle(dst, start + i, x, value_of(byte, plane, scale, offset))
-                        elif keeps:
+                        if raw:
                             dst[start + i] = x
+                        else:
+                            settle(dst, start + i, x, value_of(byte, plane, scale, offset))
+
+    return encode
+
+
+@functools.cache
+def _encoder(form, mode, stochastic, block):
+    encode_any = _encoding(form, mode, stochastic)
+    if fit_registers(form, block):
+        encode_whole = encoding_whole(form, mode, stochastic, block)
+
+        @kernel
+        def encoder(arrays, scales, codes, key, counters):
+            lane = cuda.threadIdx.x % LANES
+            for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
+                if b * block + block <= arrays[0].size:
+                    encode_whole(arrays, b, lane, scales, codes, key, counters)
+                else:
+                    encode_any(arrays, b, lane, scales, codes, key, counters)
+
+        return encoder
+
+    @kernel
+    def encoder(arrays, scales, codes, key, counters):
+        lane = cuda.threadIdx.x % LANES
+        for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
+            encode_any(arrays, b, lane, scales, codes, key, counters)
 
     return encoder
 
 
 @functools.cache
-def _decoder(form, adds, with_raw):
+def _decoding(form, adds, with_raw):
+    """A function of (scales, others, b, lane) that decodes block b, however long it is, raw or not."""
     planes, multiple = form.planes, form.multiple
-    value_of, (_, scale_of) = decoding(form), _sections(form.asymmetric)
-
-    @inlined
-    def place(dst, i, value):
-        if adds:
-            dst[i] += value
-        else:
-            dst[i] = value
+    value_of, place, (_, scale_of) = decoding(form), placing(adds), scale_places(form.asymmetric)
 
     if with_raw:
 
@@ -257,22 +250,48 @@ def _decoder(form, adds, with_raw):
         def raw_element(others, b, i):
             return others[1].dtype.type(np.nan)
 
+    @inlined
+    def decode(scales, others, b, lane):
+        codes, dst, block = others[0], others[1], others[2]
+        start = b * block
+        used = min(block, dst.size - start)
+        width = padded(used, multiple) // planes
+        scale, offset = scale_of(scales, b)
+        raw = np.isnan(scale)
+        for j in range(lane, width, LANES):
+            byte = codes[start // planes + j]
+            for plane in range(planes):
+                i = plane * width + j
+                if i < used:
+                    value = raw_element(others, b, i) if raw else value_of(byte, plane, scale, offset)
+                    place(dst, start + i, value)
+
+    return decode
+
+
+@functools.cache
+def _decoder(form, adds, with_raw, block):
+    decode_any = _decoding(form, adds, with_raw)
+    if fit_registers(form, block):
+        decode_whole = decoding_whole(form, adds, block)
+        _, scale_of = scale_places(form.asymmetric)
+
+        @kernel
+        def decoder(scales, others):
+            lane = cuda.threadIdx.x % LANES
+            for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
+                scale, offset = scale_of(scales, b)
+                if b * block + block <= others[1].size and not np.isnan(scale):
+                    decode_whole(others[0], others[1], b, lane, scale, offset)
+                else:
+                    decode_any(scales, others, b, lane)
+
+        return decoder
+
     @kernel
     def decoder(scales, others):
-        codes, dst, block = others[0], others[1], others[2]
         lane = cuda.threadIdx.x % LANES
         for b in range(cuda.grid(1) // LANES, len(scales), cuda.gridsize(1) // LANES):
-            start = b * block
-            used = min(block, dst.size - start)
-            width = padded(used, multiple) // planes
-            scale, offset = scale_of(scales, b)
-            raw = np.isnan(scale)
-            for j in range(lane, width, LANES):
-                byte = codes[start // planes + j]
-                for plane in range(planes):
-                    i = plane * width + j
-                    if i < used:
-                        value = raw_element(others, b, i) if raw else value_of(byte, plane, scale, offset)
-                        place(dst, start + i, value)
+            decode_any(scales, others, b, lane)
 
     return decoder
