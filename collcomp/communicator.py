@@ -405,7 +405,7 @@ class Communicator:
             plan.reason or (self._carriers.staged if on_device(values) else ""),
         )
 
-    def start(self, operation: Operation, then: Callable[[], None] | None = None) -> Request:
+    def start(self, operation: Operation, then: Callable[[], object] | None = None) -> Request:
         """Do what was planned, and `then` this, while the caller goes on."""
         if self._background is None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")

@@ -144,6 +144,7 @@ def _facts(world: World, cls: type[Collective], settings: Settings) -> list[str]
     ]
 
 
+_ROOTED = ("bcast", "gather", "reduce", "scatter")
 # What nccl-tests has besides.
 _NCCL_TESTS = (
     Column("count", lambda row: str(row.nbytes // ITEMSIZE), 9),
@@ -151,7 +152,6 @@ _NCCL_TESTS = (
     Column("redop", lambda row: "sum" if COLLECTIVES[row.collective].reduces else "none", left=True),
     Column("root", lambda row: "0" if row.collective in _ROOTED else "-1"),
 )
-_ROOTED = ("bcast", "gather", "reduce", "scatter")
 
 
 def _columns(settings: Settings) -> list[Column]:

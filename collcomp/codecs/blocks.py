@@ -12,7 +12,7 @@ import numpy as np
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_choice, check_flag, check_integer
 from collcomp.codecs.streams import random_key
-from collcomp.devices import counters, empty, on_device, read
+from collcomp.devices import counters, empty, host_copy, on_device, read
 from collcomp.errors import FrameError
 from collcomp.frame import Frame, align
 from collcomp.kernels import cpu, cuda, kernels_for
@@ -233,7 +233,7 @@ class BlockCodec(Codec):
 
     def _is_raw(self, scale: np.ndarray) -> bool:
         """Whether a block with this scale is raw; on a device it waits."""
-        return bool(cpu.load(self._kernels).count_raw(scale.get() if on_device(scale) else scale))
+        return bool(cpu.load(self._kernels).count_raw(host_copy(scale)))
 
     def _sections(self, payload: np.ndarray, count: int, dtype: np.dtype) -> _Sections:
         start = self._codes_offset(count)

@@ -19,7 +19,7 @@ def current_stream_of(tensor: torch.Tensor) -> AbstractContextManager[object]:
     return stream_at(torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
-def settled(then: Callable[[], None] | None, tensor: torch.Tensor) -> Callable[[], None] | None:
+def settled(then: Callable[[], object] | None, tensor: torch.Tensor) -> Callable[[], object] | None:
     """`then`, which is called in another thread, and what it begins on the GPU of `tensor`, if it lies on one."""
     if then is None or not tensor.is_cuda:
         return then

@@ -39,7 +39,7 @@ def future_of(request: Request, value: Any) -> torch.futures.Future:
     return future
 
 
-def _gpus_of(value: Any) -> list[torch.device]:
+def _gpus_of(value: Any) -> list[int | str | torch.device]:
     """The GPUs that the tensors of a future lie on, which PyTorch has to know."""
     tensors = value if isinstance(value, list) else [value]
     return sorted({one.device for one in tensors if isinstance(one, torch.Tensor) and one.is_cuda}, key=str)

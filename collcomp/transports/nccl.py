@@ -71,18 +71,13 @@ class Card:
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """A send to a peer, or a receive from it."""
+    """A send to a rank, or a receive from it: `source` is either."""
 
     data: Any
-    peer: int
+    source: int
     tag: int
     done: bool = False
     error: Exception | None = None
-
-    @property
-    def source(self) -> int:
-        """Where a receive comes from."""
-        return self.peer
 
 
 @dataclass(slots=True)
@@ -98,8 +93,9 @@ class _Told:
 
     @classmethod
     def unpack(cls, data: np.ndarray) -> _Told:
-        through, count = _HEAD.unpack_from(data)
-        return cls(through, [_ENTRY.unpack_from(data, _HEAD.size + i * _ENTRY.size) for i in range(count)])
+        told = data.tobytes()
+        through, count = _HEAD.unpack_from(told)
+        return cls(through, [_ENTRY.unpack_from(told, _HEAD.size + i * _ENTRY.size) for i in range(count)])
 
 
 class _Round(NamedTuple):
@@ -268,7 +264,7 @@ class NcclTransport(Transport):
         try:
             for one, call in [*((send, comm.send) for send in sends), *((one, comm.recv) for one in receives)]:
                 if one.data.size:
-                    call(one.data.data.ptr, one.data.size, module.NCCL_UINT8, one.peer, stream)
+                    call(one.data.data.ptr, one.data.size, module.NCCL_UINT8, one.source, stream)
         finally:
             module.groupEnd()
 
