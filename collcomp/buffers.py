@@ -155,11 +155,23 @@ def _from_cuda(obj: Any, name: str, writable: bool, dtype: np.dtype | None = Non
         raise TypeError(f"{name}: the buffer is on a CUDA device; {error}") from None
     if writable and obj.__cuda_array_interface__["data"][1]:
         raise ValueError(f"{name}: the buffer is read-only")
+    device, current = _device_of(module, obj), module.cuda.runtime.getDevice()
+    if device != current:  # CuPy would make a copy on the current one
+        raise ValueError(f"{name}: the buffer is on cuda:{device}, the current device is cuda:{current}")
     array = module.asarray(obj)
     if not array.flags.c_contiguous:
         raise ValueError(f"{name}: a CUDA buffer must be C-contiguous")
     flat = array.reshape(-1) if dtype is None else array.reshape(-1).view(dtype)
     return Buffer(flat, device=device_of(flat))
+
+
+def _device_of(module: Any, obj: Any) -> int:
+    device = getattr(obj, "device", None)
+    number = getattr(device, "id", getattr(device, "index", None))  # CuPy's, or PyTorch's
+    if number is None:
+        address = obj.__cuda_array_interface__["data"][0]
+        number = module.cuda.runtime.pointerGetAttributes(address).device if address else None
+    return module.cuda.runtime.getDevice() if number is None else number
 
 
 def _from_spec(spec: Sequence[Any], name: str, writable: bool, parts: int) -> Buffer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from collcomp import devices
 from collcomp.codecs import Identity
 from collcomp.collectives import Exchange, Plan, direct
 from collcomp.frame import Envelope
+from collcomp.operation import Operation
 from collcomp.scratch import Scratch
 from collcomp.transports import Transport
 from collcomp.transports.nccl import Card, NcclTransport, nccl
@@ -23,7 +25,7 @@ from collcomp.transports.nccl import Card, NcclTransport, nccl
 __all__ = ["Carriers"]
 
 # Rounds of the operation that connects NCCL, for which it has channels that algorithms do not use.
-_CARDS, _UNIQUE_ID = 7, 6
+_CARDS, _UNIQUE_ID, _ABLE = 7, 6, 5
 _UNIQUE_ID_NBYTES = 128
 
 
@@ -49,15 +51,16 @@ class Carriers:
         self.staged = ""
         # Memory for frames that is not in use, by what allocates it; and what graphs use for ever.
         self._free: dict[Callable[[int], np.ndarray], list[Scratch]] = defaultdict(list)
-        self._kept: list[Scratch] = []
+        self._kept: list[tuple[Scratch, Operation | None]] = []
 
     @property
     def in_order(self) -> bool:
         """Whether operations on values of a device have to be done in the order in which they are called."""
         return not self.staged and self._host.size > 1
 
-    def transport(self, values: np.ndarray, sequence: int) -> Transport:
-        """What carries operation `sequence` on these values. Collective when first called for a device's."""
+    def transport(self, operation: Operation) -> Transport:
+        """What carries an operation. Collective when first called for one on a device's values."""
+        values = operation.message.flat
         if not devices.on_device(values) or self._host.size == 1:
             return self._host
         if self._gpus is None and not self.staged:
@@ -65,10 +68,13 @@ class Carriers:
                 raise ValueError(
                     "capture: make the same call once on this communicator before it is captured in a graph"
                 )
-            self._connect(sequence)
+            self._connect(operation.sequence & 0xFFFFFFFF)
         if self.staged and devices.is_capturing(values):
             raise ValueError(f"capture: values go through the host, which no graph does: {self.staged}")
-        return self._gpus or self._host
+        if self._gpus is None:
+            return self._host
+        self._gpus.begin(operation.call)
+        return self._gpus
 
     def take(self, transport: Transport, values: np.ndarray) -> Scratch:
         """Memory for the frames of an operation."""
@@ -76,19 +82,24 @@ class Carriers:
         if devices.on_device(values) and not transport.shares_memory:
             allocate = devices.allocate if transport.takes_devices else devices.allocate_pinned
         free = self._free[allocate]
-        return free.pop() if free and not devices.is_capturing(values) else Scratch(allocate)
+        if not devices.is_capturing(values):
+            with suppress(IndexError):  # the background may have taken the last
+                return free.pop()
+        return Scratch(allocate)
 
-    def give(self, scratch: Scratch, values: np.ndarray) -> None:
-        """Take back memory of an operation that went well."""
+    def give(self, scratch: Scratch, operation: Operation) -> None:
+        """Take back the memory of an operation that went well; a graph keeps it, and the operation's own."""
+        values = operation.message.flat
         if devices.is_capturing(values):
-            self._kept.append(scratch)
+            self._kept.append((scratch, operation))
             return
+        devices.wait_for(values)  # what decodes may still be reading it
         scratch.reset()
         self._free[scratch.allocate].append(scratch)
 
     def keep(self, scratch: Scratch) -> None:
         """Never use memory again, because other ranks may still be reading it."""
-        self._kept.append(scratch)
+        self._kept.append((scratch, None))
 
     def close(self) -> None:
         """Release all. Collective where the transports' own release is."""
@@ -114,7 +125,19 @@ class Carriers:
                 unique_id[:] = np.frombuffer(nccl().get_unique_id(), np.uint8)
             with exchange.nested(unique_id, _UNIQUE_ID) as inner:
                 direct.bcast(inner, unique_id, 0)
-            self._gpus = NcclTransport(self._host, unique_id.tobytes())
+            try:
+                gpus, problem = NcclTransport(self._host, unique_id.tobytes()), ""
+            except Exception as error:
+                gpus, problem = None, f"NCCL cannot connect: {error}"
+            able = np.array([gpus is not None], np.uint8)
+            everyone = np.empty((self._host.size, 1), np.uint8)
+            with exchange.nested(everyone.reshape(-1), _ABLE) as inner:
+                direct.allgather(inner, able, list(everyone))
+            if everyone.all():
+                self._gpus = gpus
+            else:
+                unable = int(np.flatnonzero(everyone[:, 0] == 0)[0])
+                self.staged = problem or f"NCCL cannot connect on rank {unable}"
         except BaseException as error:
             exchange.abandon(error)
             raise

@@ -366,7 +366,7 @@ class Communicator:
     def _carry(self, operation: Operation, values: Any) -> None:
         started = time.perf_counter()
         sequence = operation.sequence & 0xFFFFFFFF
-        transport = self._carriers.transport(values, sequence)
+        transport = self._carriers.transport(operation)
         scratch = self._carriers.take(transport, values)
         exchange = Exchange(
             transport,
@@ -388,7 +388,7 @@ class Communicator:
             exchange.abandon(error)
             self._carriers.keep(scratch)
             raise
-        self._carriers.give(scratch, values)
+        self._carriers.give(scratch, operation)
         for output in operation.outputs:
             output.commit()
         plan = operation.plan
@@ -411,6 +411,10 @@ class Communicator:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="collcomp")
 
         values = operation.message.flat
+        if devices.is_capturing(values):
+            error = ValueError("capture: a nonblocking call goes on in another thread; make the blocking one")
+            self._refuse(operation.sequence, error)
+            raise error
         ready = devices.mark(values)
 
         def work() -> None:

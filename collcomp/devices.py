@@ -7,10 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from collcomp.errors import TransportError
 
 __all__ = [
     "INSTALL",
@@ -27,6 +30,8 @@ __all__ = [
     "host_copy",
     "identity",
     "is_capturing",
+    "is_done",
+    "is_writable",
     "lasting",
     "like",
     "mark",
@@ -35,7 +40,8 @@ __all__ = [
     "on_device",
     "read",
     "share_memory",
-    "stream_at",
+    "squared_norm",
+    "stream_of",
     "to_device",
     "to_host",
     "wait_for",
@@ -44,6 +50,8 @@ __all__ = [
 
 #: What to do where something for CUDA is missing.
 INSTALL = "pip install 'collcomp[cuda13]' (or cuda12, for drivers before 580) on a machine with an NVIDIA GPU"
+#: What an event is that has not come about (cudaErrorNotReady).
+_NOT_READY = 600
 #: Numbers that kernels can count at once.
 _COUNTERS = 4
 
@@ -99,6 +107,30 @@ def to_host(array: Any, dst: np.ndarray) -> None:
 def host_copy(array: Any) -> np.ndarray:
     """A copy of an array on the host."""
     return array.get() if on_device(array) else np.array(array)
+
+
+def is_writable(array: Any) -> bool:
+    """Whether an array may be written to; those on devices may."""
+    return on_device(array) or bool(array.flags.writeable)
+
+
+def is_done(event: Any) -> bool:
+    """Whether an event has come about.
+
+    Raises
+    ------
+    TransportError
+        Something that was done on the device has failed.
+    """
+    status = cupy().cuda.runtime.eventQuery(event.ptr)
+    if status not in (0, _NOT_READY):
+        raise TransportError(f"CUDA: error {status} in what was done before on the device")
+    return status == 0
+
+
+def squared_norm(values: Any) -> float:
+    """The sum of the squares; of a device's without cuBLAS, which CuPy's own `dot` would ask for."""
+    return float((values * values).sum() if on_device(values) else np.dot(values, values))
 
 
 def share_memory(a: Any, b: Any) -> bool:
@@ -159,7 +191,10 @@ def _own_stream(device: int, thread: int) -> Any:
 
 def identity() -> str:
     """What tells the current device from those of all other machines, and from the others of this one."""
-    return f"{socket.gethostname()} {cupy().cuda.runtime.deviceGetPCIBusId(cupy().cuda.runtime.getDevice())}"
+    runtime = cupy().cuda.runtime
+    machine = Path("/proc/sys/kernel/random/boot_id")
+    boot = machine.read_text().strip() if machine.exists() else ""
+    return f"{runtime.deviceGetPCIBusId(runtime.getDevice())} {boot or socket.gethostname()}"
 
 
 def current_stream() -> Any:
@@ -174,17 +209,17 @@ def is_capturing(array: Any) -> bool:
 
 @contextmanager
 def lasting(array: Any) -> Iterator[None]:
-    """While a graph is captured, take memory that nothing else will use, because the graph will."""
+    """While a graph is captured, take memory that nothing else will ever use, because the graph will."""
     if not is_capturing(array):
         yield
         return
-    with cupy().cuda.using_allocator(_lasting_pool(array.device.id).malloc):
+    pool = cupy().cuda.MemoryPool()
+    _pools_of_graphs.append(pool)
+    with cupy().cuda.using_allocator(pool.malloc):
         yield
 
 
-@functools.cache
-def _lasting_pool(device: int) -> Any:
-    return cupy().cuda.MemoryPool()
+_pools_of_graphs: list[Any] = []
 
 
 def new_stream() -> Any:
@@ -192,9 +227,11 @@ def new_stream() -> Any:
     return cupy().cuda.Stream(non_blocking=True)
 
 
-def stream_at(address: int) -> Any:
-    """The stream of another library, whose handle this is: what is begun in its context goes there."""
-    return cupy().cuda.ExternalStream(address)
+@contextmanager
+def stream_of(stream: Any, device: int) -> Iterator[None]:
+    """On the stream of another library, which has ``__cuda_stream__``, on its device."""
+    with cupy().cuda.Device(device), cupy().cuda.Stream.from_external(stream):
+        yield
 
 
 def missing() -> str:

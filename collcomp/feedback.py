@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collcomp.codecs.base import Codec
-from collcomp.devices import host_copy, like, on_device, zeros
+from collcomp.devices import host_copy, is_capturing, like, on_device, zeros
 
 __all__ = ["Memory", "Residuals", "reshard"]
 
@@ -63,6 +63,8 @@ class Residuals:
         kept = codec.residual_dtype(dtype)
         memory = self._by_key.get(key)
         if memory is None:
+            if is_capturing(beside):
+                raise ValueError(f"key: {key!r} is new; make the same call once before it is captured in a graph")
             memory = self._by_key[key] = Memory(zeros(count, kept, beside) if codec.feedback else None)
         elif (memory.residual is not None) != codec.feedback:
             raise ValueError(f"key: {key!r} was used with{'out' * codec.feedback} feedback, now for {codec.spec!r}")

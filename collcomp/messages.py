@@ -12,7 +12,7 @@ import numpy as np
 
 from collcomp.buffers import as_buffer
 from collcomp.codecs import Codec, Identity, as_codec
-from collcomp.devices import apart
+from collcomp.devices import apart, mark
 from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, FrameError
 from collcomp.frame import Frame
@@ -96,9 +96,10 @@ class Messages:
         chosen = self._codec_for(buffer.flat, codec)
         memory = np.empty(chosen.max_encoded_nbytes(buffer.flat.size, buffer.flat.dtype), np.uint8)
         request = self._transport.irecv(memory, source, tag)
+        ready = mark(buffer.flat)
 
         def complete() -> Received:
-            with apart(buffer.flat):
+            with apart(buffer.flat, ready):
                 return decode()
 
         def decode() -> Received:

@@ -20,6 +20,7 @@ from collcomp.buffers import as_buffer
 from collcomp.calibration import QUICK, Effort, calibrate, recall
 from collcomp.codecs import Codec, as_codec
 from collcomp.communicator import DEFAULT_DEADLINE, Communicator
+from collcomp.devices import on_device, wait_for
 from collcomp.diagnosis import Records
 from collcomp.errors import DeadlineError, TransportError
 from collcomp.messages import Messages, Received
@@ -497,6 +498,7 @@ class Comm(MPI.Intracomm):
         operation, reason = self._plan(name, args, how, options, measures="vector" not in options)
         if operation is not None:
             return self._connect().run(operation)
+        _wait_for_devices(given)
         started = _now()
         native(self, *given)
         if how.get("average") and (name != "reduce" or self.Get_rank() == args[-1]):
@@ -513,6 +515,7 @@ class Comm(MPI.Intracomm):
             return Request.of(self._connect().start(operation))
         if how.get("average"):
             raise ValueError("average: True, a native nonblocking call cannot divide; name a codec or an algorithm")
+        _wait_for_devices(given)
         started = _now()
         request = native(self, *given)
         seconds = _now() - started
@@ -548,6 +551,9 @@ class Comm(MPI.Intracomm):
             try:
                 operation = engine.plan(name, *args, tell=False, **options)
             except (TypeError, ValueError) as error:
+                if not is_gpu_aware() and any(map(on_device, args)):
+                    engine.refuse(error)  # MPI would read from where it cannot
+                    raise
                 # Derived datatypes, or a device: MPI takes them, or knows better what is wrong.
                 return None, str(error)
             if measures and operation.native:  # else it may only be so because nothing was measured yet
@@ -662,6 +668,12 @@ def _fill(status: MPI.Status | None, received: Received) -> None:
         status.Set_source(received.source)
         status.Set_tag(received.tag)
         status.Set_elements(MPI.BYTE, received.nbytes)
+
+
+def _wait_for_devices(args: tuple) -> None:
+    """MPI knows nothing of streams."""
+    for arg in args:
+        wait_for(arg[0] if isinstance(arg, (list, tuple)) and arg else arg)
 
 
 def _divide(recvbuf: Any, size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,13 @@ class Operation:
     def native(self) -> bool:
         """Whether the library underneath is to do it."""
         return self.plan.algorithm == NATIVE
+
+    @property
+    def call(self) -> Hashable:
+        """What tells it from other calls, except where its buffers lie."""
+        flat = self.message.flat
+        options = tuple(arg for arg in self.args if isinstance(arg, (int, str)))
+        return self.collective, self.plan.algorithm, self.plan.codec.spec, flat.size, flat.dtype, options
 
     @property
     def algorithm(self) -> Callable[..., None]:
@@ -316,12 +323,17 @@ class Planner:
             if how.codec is not None or how.algorithm is not None:
                 raise TypeError(reason)
             plan = plan_for(call, Identity(), NATIVE, reason)  # the policy does not know where buffers lie
+        if is_capturing(values) and plan.algorithm == NATIVE and self.native_devices:
+            raise ValueError("capture: the call is left to the library underneath, which no graph can do")
         if is_capturing(values) and (
             plan.codec.fixed_payload_nbytes(0, call.dtype) is None or plan.algorithm == SUMMED
         ):
             raise ValueError(f"capture: frames of {plan.codec.spec!r} have no fixed size, as they have to in a graph")
         if plan.algorithm == NATIVE and not (self.has_native and self.native_devices):
-            return plan_for(call, Identity(), "direct", reason or _NOT_AWARE)
+            plan = plan_for(call, Identity(), "direct", reason or _NOT_AWARE)
+            problem = unsuited(call, plan.codec)
+            if problem is not None:
+                raise ValueError(problem)
         return plan
 
     def _memory(self, key: str | Sequence[tuple[str, int]], flat: Any, codec: Codec) -> Memory:

@@ -46,13 +46,19 @@ class ndarray:  # noqa: N801 - CuPy's name
         return globals()[function.__name__](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("dtype", "size", "nbytes", "itemsize", "ndim", "shape", "flags", "strides"):
+        if name in ("dtype", "size", "nbytes", "itemsize", "ndim", "shape", "strides"):
             return getattr(self._host, name)
         raise AttributeError(f"the stand-in for CuPy has no {name!r}")
 
     @property
     def device(self) -> Any:
         return SimpleNamespace(id=0)
+
+    @property
+    def flags(self) -> Any:
+        """Those that CuPy has, which are fewer than NumPy's."""
+        names = ("c_contiguous", "f_contiguous", "owndata")
+        return SimpleNamespace(**{name: getattr(self._host.flags, name) for name in names})
 
     @property
     def data(self) -> Any:
@@ -129,6 +135,12 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __add__(self, other: Any) -> ndarray:
         return ndarray(self._host + _host(other))
 
+    def __mul__(self, other: Any) -> ndarray:
+        return ndarray(self._host * _host(other))
+
+    def sum(self) -> ndarray:
+        return _device(self._host.sum())
+
     def __sub__(self, other: Any) -> ndarray:
         return ndarray(self._host - _host(other))
 
@@ -192,11 +204,6 @@ def concatenate(arrays: Any) -> ndarray:
     return ndarray(np.concatenate([array._host for array in arrays]))
 
 
-def dot(a: ndarray, b: ndarray) -> ndarray:
-    """The scalar product."""
-    return _device(np.dot(a._host, b._host))
-
-
 class _Device:
     def __init__(self, number: int) -> None:
         assert number == 0
@@ -212,7 +219,7 @@ class _Device:
 
 
 class _Event:
-    done = True
+    ptr = 1
 
     def record(self, stream: Any = None) -> None:
         self.time = time.perf_counter()
@@ -260,7 +267,6 @@ cuda = SimpleNamespace(
     get_current_stream=lambda: _STREAM,
     Stream=_Stream,
     Device=_Device,
-    ExternalStream=lambda address: _STREAM,
     MemoryPool=lambda: SimpleNamespace(malloc=None),
     using_allocator=lambda allocator: contextlib.nullcontext(),
     Event=_Event,
@@ -270,6 +276,7 @@ cuda = SimpleNamespace(
     runtime=SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
+        eventQuery=lambda event: 0,
         getDeviceProperties=lambda device: {"name": b"stand-in", "multiProcessorCount": 2},
         runtimeGetVersion=lambda: 13000,
         streamCaptureModeRelaxed=2,

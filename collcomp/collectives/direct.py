@@ -15,7 +15,7 @@ import numpy as np
 
 from collcomp.collectives.exchange import Exchange, Incoming
 from collcomp.collectives.reduction import reduce_in_rank_order
-from collcomp.devices import share_memory
+from collcomp.devices import is_writable, share_memory
 
 __all__ = [
     "allgather",
@@ -167,7 +167,7 @@ def bcast(ex: Exchange, buf: np.ndarray, root: int) -> None:
         for k, row in enumerate(zip_longest(*segments.values())):
             for rank, seg in zip(segments, row, strict=True):
                 if seg is not None:
-                    kept = buf[seg] if buf.flags.writeable else None
+                    kept = buf[seg] if is_writable(buf) else None
                     ex.send(ex.encode(buf[seg], seg.start, kept=kept), rank, k)
             ex.progress()
         return

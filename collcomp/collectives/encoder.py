@@ -10,7 +10,7 @@ import numpy as np
 
 from collcomp.codecs import Codec
 from collcomp.codecs.base import working_dtype
-from collcomp.devices import is_capturing
+from collcomp.devices import is_capturing, squared_norm
 from collcomp.feedback import Memory
 from collcomp.frame import HEADER_NBYTES, Apart, Envelope, Frame, parts_of
 
@@ -135,7 +135,7 @@ class Encoder(ABC):
             else:
                 self.codec.decode(self._own_frame(memory, nbytes, values), error := self.array(values.size))
                 error -= values
-            self.error_sq += float(np.dot(error, error))
+            self.error_sq += squared_norm(error)
         if divisor != 1 and held is not None:
             np.multiply(held, divisor, out=held)
         return nbytes
@@ -153,5 +153,5 @@ class Encoder(ABC):
         error = values.astype(np.float64)  # before `kept`, which may be the values themselves, is written to
         nbytes = self.codec.encode_keep(values, decoded, memory, envelope, self.stream + place)
         error -= decoded
-        self.error_sq += float(np.dot(error, error))
+        self.error_sq += squared_norm(error)
         return nbytes

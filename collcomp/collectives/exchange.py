@@ -309,7 +309,7 @@ class Exchange(Encoder):
             kept[...] = values
         head = self._scratch.take(HEADER_NBYTES)
         codec.write_header(head, envelope, values.size, values.nbytes)
-        if on_device(values) and not self._scratch.on_device:
+        if on_device(values) and not self._scratch.on_device and self.size > 1:
             staged = self._scratch.take(values.nbytes)
             to_host(values.view(np.uint8), staged)
             return Outgoing((head, staged), (head, staged), values.size)

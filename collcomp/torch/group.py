@@ -253,7 +253,8 @@ class ProcessGroup(Compressing, dist.ProcessGroup):
             messages = self.engine.messages
             (tensor,) = listed(tensors)
             into = tensor if tensor.is_contiguous() else copied(tensor)
-            transfer = messages.post_recv(into, source, tag, codec)
+            with current_stream_of(tensor):
+                transfer = messages.post_recv(into, source, tag, codec)
             complete = transfer.complete
             if into is not tensor:
                 copy_back = settled(lambda: tensor.detach().copy_(into), tensor)

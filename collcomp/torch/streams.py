@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from collcomp.devices import stream_at
+from collcomp.devices import stream_of
 
 __all__ = ["current_stream_of", "settled"]
 
@@ -16,7 +16,7 @@ def current_stream_of(tensor: torch.Tensor) -> AbstractContextManager[object]:
     """Where the engine is to be called for `tensor`: on the stream that PyTorch uses now, where it lies on a GPU."""
     if not tensor.is_cuda:
         return nullcontext()
-    return stream_at(torch.cuda.current_stream(tensor.device).cuda_stream)
+    return stream_of(torch.cuda.current_stream(tensor.device), tensor.device.index)
 
 
 def settled(then: Callable[[], object] | None, tensor: torch.Tensor) -> Callable[[], object] | None:

@@ -93,6 +93,7 @@ class MpiTransport(Transport):
         return MpiRequest(self._comm.Isend([buf, MPI.BYTE], dest, self._fold(tag)), buf, sends=True)
 
     def irecv(self, buf: np.ndarray, source: int, tag: int) -> Request:
+        wait_for(buf)
         return MpiRequest(self._comm.Irecv([buf, MPI.BYTE], source, self._fold(tag)), buf)
 
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ _TOLD = CHANNELS - 1
 _HEAD, _ENTRY = struct.Struct("<?7xQ"), struct.Struct("<QQ")
 _MOST_MESSAGES = 4096
 _SLEEP_S = 20e-6
+# How long a rank that has other things to do waits for a round to end.
+_PATIENCE_S = 0.5
 
 
 def nccl() -> Any:
@@ -134,10 +136,20 @@ class NcclTransport(Transport):
         self._telling: list[Request] = []
         self._moving = False
         self._over = False
-        # What was told and heard in each round of the operation under way, and of the one before, for graphs to repeat.
-        self._sequence = -1
+        # What was told and heard in each round of the operation under way, and of others, for graphs to repeat.
         self._rounds: list[_Round] = []
-        self._last: list[_Round] = []
+        self._known: dict[Hashable, list[_Round]] = {}
+        self._before: list[_Round] = []
+
+    def begin(self, call: Hashable) -> None:
+        """The next operation is such a `call`: while a graph is captured, its rounds are those of the last such one."""
+        capturing = devices.current_stream().is_capturing()
+        if capturing and call not in self._known:
+            raise ValueError("capture: make the same call once on this communicator before it is captured in a graph")
+        self._before = self._known[call] if capturing else []
+        self._rounds = []
+        if not capturing:
+            self._known[call] = self._rounds
 
     # ------------------------------------------------------------------ transfers
 
@@ -166,17 +178,28 @@ class NcclTransport(Transport):
     def wait_some(self, requests: Sequence[Request], timeout: float) -> list[int]:
         if not any(isinstance(request, Transfer) for request in requests):
             return self._host.wait_some(requests, timeout)
-        done = self._done(requests)
-        if not done:
-            self._go_on(requests[0].tag // CHANNELS, False, timeout)
-            done = self._done(requests)
-        return done
+        sequence = requests[0].tag // CHANNELS
+        if timeout > 0:
+            return self._done(requests) or self._work(sequence, False, timeout) or self._done(requests)
+        # Between kernels. Which messages go in which round must not depend on how fast others are, or no graph could
+        # repeat it: the round that was begun the last time ends, and one is begun with what there is now.
+        if self._round is not None:
+            self._go_on(_PATIENCE_S)
+        if self._round is None:
+            self._begin_round(sequence, False)
+        return self._done(requests)
 
     def settled(self, sequence: int, timeout: float) -> bool:
         if not self._over:
-            self._go_on(sequence, True, timeout)
+            self._work(sequence, True, timeout)
         over, self._over = self._over, False
         return over
+
+    def _work(self, sequence: int, through: bool, timeout: float) -> None:
+        """Do a round, or what is left of one, for `timeout` seconds at most."""
+        if self._round is None:
+            self._begin_round(sequence, through)
+        self._go_on(timeout)
 
     def _done(self, requests: Sequence[Request]) -> list[int]:
         done = [i for i, request in enumerate(requests) if request.done]  # type: ignore[attr-defined]
@@ -188,11 +211,15 @@ class NcclTransport(Transport):
 
     # ------------------------------------------------------------------ rounds
 
-    def _go_on(self, sequence: int, through: bool, timeout: float) -> None:
-        """Work on a round of operation `sequence` until it is done, for `timeout` seconds at most."""
+    def _begin_round(self, sequence: int, through: bool) -> None:
+        """Begin a round of operation `sequence` with what is to be sent now."""
+        self._round = self._steps(sequence, through)
+        next(self._round)
+
+    def _go_on(self, timeout: float) -> None:
+        """Work on the round that was begun until it is done, for `timeout` seconds at most."""
+        assert self._round is not None
         end = time.monotonic() + timeout
-        if self._round is None:
-            self._round = self._steps(sequence, through)
         for moved in self._round:
             if not moved:
                 if time.monotonic() > end:
@@ -202,43 +229,46 @@ class NcclTransport(Transport):
 
     def _steps(self, sequence: int, through: bool) -> Iterator[bool]:
         """A round, step by step; yields whether there was anything to do."""
-        if sequence != self._sequence:
-            self._sequence, self._last, self._rounds = sequence, self._rounds, []
         # What is sent from now on is for the next round.
         sends = {peer: self._sends.pop(peer, []) for peer in self._peers}
         told = {peer: _Told(through, [(s.tag % CHANNELS, s.data.size) for s in sends[peer]]) for peer in self._peers}
-        if devices.current_stream().is_capturing():
-            heard = self._as_before(told)
-        else:
-            heard = {}
-            yield from self._tell(sequence * CHANNELS + _TOLD, told, heard)
+        tag = sequence * CHANNELS + _TOLD
+        hearing = {} if devices.current_stream().is_capturing() else self._tell(tag, told)
+        yield True
+        heard = (yield from self._hear(hearing)) if hearing else self._as_before(told)
         self._rounds.append(_Round(told, heard))
         base = sequence * CHANNELS
+        self._moving = True
         received = [self._receive(peer, base + tag, nbytes) for peer in heard for tag, nbytes in heard[peer].messages]
         self._move([send for peer in self._peers for send in sends[peer]], received)
         yield from self._moved()
+        self._moving = False
         for transfer in (*received, *(send for queue in sends.values() for send in queue)):
             transfer.done = True
         self._over = through and all(one.through for one in heard.values())
 
-    def _tell(self, tag: int, told: dict[int, _Told], heard: dict[int, _Told]) -> Iterator[bool]:
+    def _tell(self, tag: int, told: dict[int, _Told]) -> dict[int, Request]:
+        """Begin to tell every rank what there is for it; what the others tell will be the data of these requests."""
         room = _HEAD.size + _MOST_MESSAGES * _ENTRY.size
         hearing = {peer: self._host.irecv(np.empty(room, np.uint8), peer, tag) for peer in self._peers}
         self._telling = [*hearing.values()]
         self._telling += [self._host.isend(told[peer].pack(), peer, tag) for peer in self._peers]
+        return hearing
+
+    def _hear(self, hearing: dict[int, Request]) -> Generator[bool, None, dict[int, _Told]]:
         while self._telling:
             done = self._host.wait_some(self._telling, 0.0)
             for i in sorted(done, reverse=True):
                 del self._telling[i]
             yield bool(done)
-        heard.update({peer: _Told.unpack(request.data) for peer, request in hearing.items()})
+        return {peer: _Told.unpack(request.data) for peer, request in hearing.items()}
 
     def _as_before(self, told: dict[int, _Told]) -> dict[int, _Told]:
         """What the others tell in a round that is captured: what they told when the same call was last made."""
         number = len(self._rounds)
-        if number >= len(self._last) or self._last[number].told != told:
-            raise ValueError("capture: make the same call once on this communicator before it is captured in a graph")
-        return self._last[number].heard
+        if number >= len(self._before) or self._before[number].told != told:
+            raise ValueError("capture: frames have other sizes than when the same call was made before")
+        return self._before[number].heard
 
     def _receive(self, source: int, tag: int, nbytes: int) -> Transfer:
         """Where a message goes: to whoever asked for it, or to memory of its own."""
@@ -260,13 +290,16 @@ class NcclTransport(Transport):
 
     def _move(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
         module, comm, stream = nccl(), self._alive(), self._stream().ptr
-        module.groupStart()
         try:
-            for one, call in [*((send, comm.send) for send in sends), *((one, comm.recv) for one in receives)]:
-                if one.data.size:
-                    call(one.data.data.ptr, one.data.size, module.NCCL_UINT8, one.source, stream)
-        finally:
-            module.groupEnd()
+            module.groupStart()
+            try:
+                for one, call in [*((send, comm.send) for send in sends), *((one, comm.recv) for one in receives)]:
+                    if one.data.size:
+                        call(one.data.data.ptr, one.data.size, module.NCCL_UINT8, one.source, stream)
+            finally:
+                module.groupEnd()
+        except module.NcclError as error:
+            raise TransportError(f"NCCL: {error}") from error
 
     def _stream(self) -> Any:
         """Where transfers go: beside the stream that encodes and decodes, after what it was given so far."""
@@ -281,14 +314,12 @@ class NcclTransport(Transport):
         if devices.current_stream().is_capturing():
             return
         event = self._own.record()
-        self._moving = True
-        while not event.done:
+        while not devices.is_done(event):
             try:
                 self._alive().check_async_error()
             except nccl().NcclError as error:
                 raise TransportError(f"NCCL: {error}") from error
             yield False
-        self._moving = False
 
     def _alive(self) -> Any:
         if self._comm is None:

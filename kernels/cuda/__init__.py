@@ -2,7 +2,7 @@
 
 A function here takes what its namesake takes, as arrays on the device, and differs in what a device asks for:
 
-- It only launches, on the stream that the arrays name: it waits for nothing and allocates nothing. What its namesake
+- It only launches, on the current stream: it waits for nothing and allocates nothing. What its namesake
   returns it adds to `counters`, an int32 array of the caller's.
 - A whole message is done at once: the last block may be cut off where the message ends.
 - What is rare (raw blocks) is left to functions of its own, which are called once its number was read.

@@ -12,6 +12,8 @@ import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
+from collcomp.devices import current_stream
+
 __all__ = ["LANES", "SIMULATED", "THREADS", "grid", "inlined", "kernel", "launch"]
 
 #: Whether numba runs kernels in its simulator, thread by thread in Python (``NUMBA_ENABLE_CUDASIM=1``).
@@ -49,29 +51,19 @@ def grid(parts: int) -> int:
 
 
 def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) -> None:
-    """Launch a kernel on the stream that its first array names; nothing is waited for."""
+    """Launch a kernel on CuPy's current stream; nothing is waited for."""
     passed = [_passed(argument) for argument in arguments]
     if SIMULATED:
         with _simulator:
             function[blocks, threads](*passed)
         return
-    function[blocks, threads, _stream(cuda.current_context().device.id, _stream_of(arguments) or 0)](*passed)
+    function[blocks, threads, _stream(cuda.current_context().device.id, current_stream().ptr)](*passed)
 
 
 @functools.cache
 def _stream(device: int, address: int) -> Any:
     """Numba's object for a stream of others; one a stream, by which numba knows how it launched the last time."""
     return cuda.external_stream(address)
-
-
-def _stream_of(arguments: tuple[Any, ...]) -> int | None:
-    """The stream that the first array names; None where it names none, or there is no array."""
-    for argument in arguments:
-        if hasattr(argument, "__cuda_array_interface__"):
-            return argument.__cuda_array_interface__.get("stream")
-        if isinstance(argument, tuple) and (stream := _stream_of(argument)) is not None:
-            return stream
-    return None
 
 
 def _passed(argument: Any) -> Any:
