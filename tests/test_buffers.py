@@ -1,10 +1,12 @@
 """Whatever users pass becomes a flat typed view of the same memory."""
 
 import array
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+from device import to_device
 from helpers import BF16, F32
 
 from collcomp.buffers import as_buffer, check_disjoint
@@ -146,6 +148,14 @@ def test_read_only_is_refused_for_writing(kind):
 def test_no_buffer(thing):
     with pytest.raises(TypeError, match=f"sendbuf: {type(thing).__name__} is not a buffer"):
         as_buffer(thing, "sendbuf")
+
+
+def test_a_buffer_of_another_device_is_refused(monkeypatch):
+    """CuPy would take a copy of it, and nothing would arrive."""
+    buffer = to_device(np.zeros(4, np.float32))
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDevice", lambda: 1)
+    with pytest.raises(ValueError, match="recvbuf: the buffer is on cuda:0, the current device is cuda:1"):
+        as_buffer(buffer, "recvbuf", writable=True)
 
 
 # ---------------------------------------------------------------------- torch

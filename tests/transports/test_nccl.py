@@ -210,6 +210,34 @@ class TestGraphs:
             assert isinstance(outcome, ValueError | FrameError)
             assert "once on this communicator before" in str(outcome)
 
+    def test_other_calls_may_come_in_between(self):
+        def program(comm):
+            xs, ys = operands(2, COUNT), operands(2, 64, seed=1)
+            for x in (xs, ys):
+                allreduce(comm, x, to_device, codec="int8")
+            return [self.capture(comm, x, codec="int8") for x in (xs, ys)]
+
+        for outcomes_of_rank in run(2, program):
+            for found, x in zip(outcomes_of_rank, (operands(2, COUNT), operands(2, 64, seed=1)), strict=True):
+                assert np.allclose(found, sum(x), atol=0.1)
+
+    @pytest.mark.parametrize("codec", ["int8", "int4:feedback"])
+    def test_what_a_graph_cannot_do_is_refused(self, codec):
+        def program(comm):
+            send, recv = (to_device(np.ones(COUNT, np.float32)) for _ in range(2))
+            comm.allreduce(send, recv, codec="int8")
+            self.state.on = True
+            try:
+                with pytest.raises(ValueError, match="capture: a nonblocking|is new; make the same call once"):
+                    if codec == "int8":
+                        comm.iallreduce(send, recv, codec=codec)
+                    else:
+                        comm.allreduce(send, recv, codec=codec, key="x")
+            finally:
+                self.state.on = False
+
+        run(2, program)
+
     def test_codecs_whose_frames_depend_on_values_are_refused(self):
         def program(comm):
             with pytest.raises(ValueError, match=r"capture: frames of 'topk.*' have no fixed size"):
