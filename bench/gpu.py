@@ -153,7 +153,9 @@ def _time(call: Callable[[], Any], captured: bool) -> tuple[float, float]:
 
 
 def peers(x: np.ndarray, bandwidth: float, block: int = 256) -> Iterator[Row]:
-    """The same quantisation to 8 bits as `torch.compile` makes it; nothing where PyTorch sees no GPU.
+    """Quantisation to 8 bits as `torch.compile` makes it; nothing where PyTorch sees no GPU.
+
+    It does a little less: blocks of zeros, NaN and infinities are not looked after.
 
     Parameters
     ----------

@@ -20,7 +20,8 @@ from collcomp.frame import Envelope
 from collcomp.operation import Operation
 from collcomp.scratch import Scratch
 from collcomp.transports import Transport
-from collcomp.transports.nccl import Card, NcclTransport, nccl
+from collcomp.transports.cards import Card
+from collcomp.transports.nccl import NcclTransport, nccl
 
 __all__ = ["Carriers"]
 

@@ -9,7 +9,7 @@ __all__ = ["hasten"]
 
 def hasten():
     """Have thread blocks run as below from now on, in this process."""
-    from numba.cuda.simulator import kernel
+    from numba.cuda.simulator import kernel, kernelapi
 
     class Thread(kernel.BlockThread):
         def syncthreads(self):
@@ -60,3 +60,12 @@ def hasten():
                 self._changed.notify_all()
 
     kernel.BlockManager = Manager
+
+    # Of two threads that come to an array of shared memory first, one would keep an array of its own.
+    lock, allocate = threading.Lock(), kernelapi.FakeCUDAShared.array
+
+    def array(self, *args, **kwargs):
+        with lock:
+            return allocate(self, *args, **kwargs)
+
+    kernelapi.FakeCUDAShared.array = array

@@ -10,7 +10,6 @@ import ctypes
 import queue
 import secrets
 import threading
-from collections import defaultdict
 from typing import Any
 
 __all__ = [
@@ -27,7 +26,8 @@ __all__ = [
 available = False
 NCCL_UINT8 = 1
 _PATIENCE_S = 20
-_mail: dict[Any, queue.Queue] = defaultdict(queue.Queue)
+_mail: dict[Any, queue.Queue] = {}
+_lock = threading.Lock()
 _group = threading.local()
 
 
@@ -55,13 +55,18 @@ def groupEnd() -> None:
     calls, _group.calls = _group.calls, []
     for sends, address, nbytes, key in calls:
         if sends:
-            _mail[key].put(ctypes.string_at(address, nbytes))
+            _box(key).put(ctypes.string_at(address, nbytes))
     for sends, address, nbytes, key in calls:
         if not sends:
-            message = _mail[key].get(timeout=_PATIENCE_S)
+            message = _box(key).get(timeout=_PATIENCE_S)
             if len(message) != nbytes:
                 raise NcclError(f"{len(message)} bytes were sent, {nbytes} are expected: NCCL would hang or crash")
             ctypes.memmove(address, message, nbytes)
+
+
+def _box(key: Any) -> queue.Queue:
+    with _lock:
+        return _mail.setdefault(key, queue.Queue())
 
 
 class NcclCommunicator:

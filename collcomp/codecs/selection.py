@@ -138,7 +138,7 @@ def finish(payload: np.ndarray, indices: np.ndarray, itemsize: int, count: int) 
 def read(frame: Frame, dtype: np.dtype, fewest: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Ascending indices, all below ``frame.count``, and values of `dtype` of a frame of `fewest` to `most` elements.
 
-    On a device nothing waits to see whether the indices make sense: kernels skip those that do not.
+    On a device nothing waits to see whether packed indices make sense: kernels skip those that do not.
     """
     layout, k = frame.extra >> 32, frame.extra & 0xFFFFFFFF
     if layout not in (_PLAIN, _PACKED, _BITMAP) or not fewest <= k <= most:

@@ -24,10 +24,8 @@ from collcomp import devices
 from collcomp.errors import FrameError, TransportError
 from collcomp.transports.base import CHANNELS, TOO_LONG, Request, Transport
 
-__all__ = ["Card", "NcclTransport", "Transfer", "nccl"]
+__all__ = ["NcclTransport", "Transfer", "nccl"]
 
-#: What a rank says before NCCL is used: its GPU, and NCCL's version (0 where it has none).
-_CARD = struct.Struct("<Q56s")
 # The channel of an operation that rounds are told by; the highest, which no algorithm uses.
 _TOLD = CHANNELS - 1
 # What is told: whether the rank is through, and how many messages it has; of each the tag and the bytes.
@@ -42,33 +40,6 @@ def nccl() -> Any:
     """CuPy's module of NCCL; None where there is no NCCL."""
     module = devices.cupy().cuda.nccl
     return module if module.available else None
-
-
-class Card:
-    """What a rank says of itself before NCCL is used."""
-
-    NBYTES = _CARD.size
-
-    @staticmethod
-    def own() -> np.ndarray:
-        """That of the calling rank."""
-        module = nccl()
-        version = module.get_version() if module else 0
-        return np.frombuffer(_CARD.pack(version, devices.identity().encode()[:56]), np.uint8).copy()
-
-    @staticmethod
-    def problem(cards: np.ndarray) -> str:
-        """Why ranks with these cards, one a row, cannot use NCCL; empty where they can."""
-        told = [_CARD.unpack(card.tobytes()) for card in cards]
-        without = [rank for rank, (version, _) in enumerate(told) if not version]
-        if without:
-            return f"NCCL is not installed on rank {without[0]}"
-        places: dict[bytes, int] = {}
-        for rank, (_, place) in enumerate(told):
-            if place in places:
-                return f"ranks {places[place]} and {rank} share a GPU, which NCCL refuses"
-            places[place] = rank
-        return ""
 
 
 @dataclass(slots=True, eq=False)

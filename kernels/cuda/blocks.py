@@ -315,11 +315,11 @@ def decoding(form):
     def value(byte, plane, scale, offset):
         level = (np.int32(byte) >> (plane * width)) & mask
         if asymmetric:
-            return product(real(level), real(scale)) + real(offset)
+            return product(real(np.int32(level)), real(scale)) + real(offset)
         if width == 1:
             level = -1 if level else 1
         elif level >= half:
             level -= 2 * half
-        return product(real(level), real(scale))
+        return product(real(np.int32(level)), real(scale))
 
     return value

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from collcomp.kernels.cuda.jit import THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.jit import THREADS, fine_grid, inlined, kernel, launch
 from collcomp.kernels.cuda.primitives import product
 
 __all__ = ["TILE", "Steps", "transform"]
@@ -66,7 +66,7 @@ def transform(
     it, and only those of the message leave. `scratch` has `count` elements where blocks are larger than `TILE`.
     """
     size, real = diagonal.size, diagonal.dtype.type
-    blocks, shift = grid(-(-count // TILE)), size.bit_length() - 1
+    blocks, shift = fine_grid(-(-count // TILE)), size.bit_length() - 1
     entering, leaving = (count, used) if back else (used, count)
     tiles = _tiles(steps, real, back, size <= TILE)
     launch(tiles, blocks, arguments, diagonal, shift, count, entering, leaving, scratch)

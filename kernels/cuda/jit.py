@@ -14,7 +14,7 @@ from numba.cuda.core import config
 
 from collcomp.devices import current_stream
 
-__all__ = ["LANES", "SIMULATED", "THREADS", "grid", "inlined", "kernel", "launch"]
+__all__ = ["LANES", "SIMULATED", "THREADS", "fine_grid", "grid", "inlined", "kernel", "launch"]
 
 #: Whether numba runs kernels in its simulator, thread by thread in Python (``NUMBA_ENABLE_CUDASIM=1``).
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -22,7 +22,8 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 LANES = 32
 THREADS = 64 if SIMULATED else 256
 #: Thread blocks that a multiprocessor has at once; loops over the grid are as long as the message needs.
-_BLOCKS_PER_MULTIPROCESSOR = 2048 // 256
+_BLOCKS_PER_MULTIPROCESSOR = 1 if SIMULATED else 2048 // 256
+_TURNS = 1 if SIMULATED else 4
 # The simulator runs one kernel at a time.
 _simulator = threading.Lock()
 # Small messages make small grids; numba would warn of each.
@@ -46,8 +47,13 @@ def inlined(function: Callable) -> Any:
 
 
 def grid(parts: int) -> int:
-    """How many thread blocks to launch for work that consists of so many parts, each for one thread block."""
-    return max(1, min(parts, _blocks_at_once()))
+    """How many thread blocks to launch for so many parts, each for one thread block: no more than run at once."""
+    return max(1, min(parts, _multiprocessors(_device()) * _BLOCKS_PER_MULTIPROCESSOR))
+
+
+def fine_grid(parts: int) -> int:
+    """As `grid`, but more: registers decide how many thread blocks run at once, and the device hands out the rest."""
+    return max(1, min(parts, _multiprocessors(_device()) * _BLOCKS_PER_MULTIPROCESSOR * _TURNS))
 
 
 def launch(function: Any, blocks: int, *arguments: Any, threads: int = THREADS) -> None:
@@ -83,7 +89,10 @@ def _host_view(array: Any) -> np.ndarray:
     return np.asarray(holder)
 
 
-def _blocks_at_once() -> int:
-    if SIMULATED:
-        return 2
-    return cuda.get_current_device().MULTIPROCESSOR_COUNT * _BLOCKS_PER_MULTIPROCESSOR
+def _device() -> int:
+    return 0 if SIMULATED else cuda.current_context().device.id
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return 2 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT

@@ -21,7 +21,7 @@ from numba import cuda
 from collcomp.kernels.cpu.minifloats import E2M1, E4M3, E5M2
 from collcomp.kernels.cpu.minifloats import Format as Float
 from collcomp.kernels.cuda.bits import hash32, integer_of, magnitude, random32
-from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.jit import LANES, THREADS, fine_grid, inlined, kernel, launch
 from collcomp.kernels.cuda.minifloats import narrow_to_odd, rounding, widening
 from collcomp.kernels.cuda.operands import IN_PLACE, fetching, settling, storing
 from collcomp.kernels.cuda.primitives import float_of, largest_of_lanes, meet, product, value_of_lane
@@ -136,7 +136,7 @@ def _encode(
     form = _Format.of(src, scales, codes, block)
     encoder = _encoder(form, mode, key is not None)
     arrays = (src, dst, *others, position, form.real(divisor), block)
-    blocks = grid(-(-len(scales) // (_WARPS * form.together)))
+    blocks = fine_grid(-(-len(scales) // (_WARPS * form.together)))
     launch(encoder, blocks, arrays, scales, codes.view(np.uint8), np.uint64(key or 0), counters)
 
 

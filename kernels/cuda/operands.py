@@ -92,6 +92,7 @@ def storing(mode: str) -> Callable:
 
 def settling(mode: str) -> Callable:
     """A function of (dst, i, given, decoded): what becomes of element i."""
+    assert mode in ("encode", "keep", "feedback", "sum"), mode
     if mode == "encode":
 
         @inlined

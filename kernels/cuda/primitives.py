@@ -7,53 +7,6 @@ where a warp's lanes only meet when all threads do; so between two `cuda.syncthr
 from collcomp.kernels.cuda.jit import SIMULATED
 
 if SIMULATED:
-    from collcomp.kernels.cuda.simulated import (
-        bit_length,
-        bits_of,
-        float_of,
-        lane_sums_before,
-        largest_of_lanes,
-        meet,
-        product,
-        product32,
-        rint,
-        smallest_of_lanes,
-        sum_by_halves,
-        union_of_lanes,
-        value_of_lane,
-        votes,
-    )
+    from collcomp.kernels.cuda.simulated import *  # noqa: F403 - both have the same names, which a test compares
 else:
-    from collcomp.kernels.cuda.hardware import (
-        bit_length,
-        bits_of,
-        float_of,
-        lane_sums_before,
-        largest_of_lanes,
-        meet,
-        product,
-        product32,
-        rint,
-        smallest_of_lanes,
-        sum_by_halves,
-        union_of_lanes,
-        value_of_lane,
-        votes,
-    )
-
-__all__ = [
-    "bit_length",
-    "bits_of",
-    "float_of",
-    "lane_sums_before",
-    "largest_of_lanes",
-    "meet",
-    "product",
-    "product32",
-    "rint",
-    "smallest_of_lanes",
-    "sum_by_halves",
-    "union_of_lanes",
-    "value_of_lane",
-    "votes",
-]
+    from collcomp.kernels.cuda.hardware import *  # noqa: F403

@@ -18,7 +18,7 @@ from numba import cuda
 
 from collcomp.kernels.cuda.bits import random32
 from collcomp.kernels.cuda.blocks import Format, coding, decoding, inverse_of, measuring, scale_places
-from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.jit import LANES, THREADS, fine_grid, inlined, kernel, launch
 from collcomp.kernels.cuda.operands import IN_PLACE, fetching, settling, storing
 from collcomp.kernels.cuda.primitives import meet
 from collcomp.kernels.cuda.raw_blocks import copy_raw as copy_padded
@@ -116,7 +116,7 @@ def _encode(
     form = Format.of(src, scales, planes)
     encoder = _encoder(form, mode, key is not None, block)
     arrays = (src, dst, *others, position, form.real(divisor), block)
-    launch(encoder, grid(-(-len(scales) // _WARPS)), arrays, scales, codes, np.uint64(key or 0), counters)
+    launch(encoder, fine_grid(-(-len(scales) // _WARPS)), arrays, scales, codes, np.uint64(key or 0), counters)
 
 
 def _decode(
@@ -124,7 +124,7 @@ def _decode(
 ) -> None:
     decoder = _decoder(Format.of(dst, scales, planes), adds, places is not None, block)
     others = (codes, dst, block) if places is None else (codes, dst, block, raw, places)
-    launch(decoder, grid(-(-len(scales) // _WARPS)), scales, others)
+    launch(decoder, fine_grid(-(-len(scales) // _WARPS)), scales, others)
 
 
 # ---------------------------------------------------------------------- kernels

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import cuda
 
-from collcomp.kernels.cuda.jit import THREADS, grid, inlined
+from collcomp.kernels.cuda.jit import THREADS, fine_grid, inlined
 
 __all__ = ["sweeping", "tiles"]
 
@@ -21,7 +21,7 @@ _TILE = 4 * THREADS
 
 def tiles(count: int) -> int:
     """How many thread blocks to launch for so many elements."""
-    return grid(-(-count // _TILE))
+    return fine_grid(-(-count // _TILE))
 
 
 def sweeping(get: Callable, put: Callable) -> Callable:

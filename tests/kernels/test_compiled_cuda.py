@@ -1,7 +1,10 @@
 """Kernels for GPUs as a compiler sees them: they compile, and nothing in them rounds otherwise than the CPU's."""
 
+import ast
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FAMILIES = sorted(path.stem for path in HERE.glob("test_cuda_*.py") if "def launch_all(" in path.read_text())
+FAMILIES = sorted(path.stem for path in HERE.glob("*cuda_*.py") if "def launch_all(" in path.read_text())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,5 +29,16 @@ def test_nothing_is_contracted_or_widened(family):
         real = line.get("real", real)
         if "kernel" in line:
             assert line["contracted"] == 0, line
+            assert not line["spilled"], line
             if real == "float32" and "_in_float64" not in line["kernel"]:
                 assert line["doubles"] == 0, line
+
+
+def test_hardware_and_simulator_have_the_same_primitives():
+    """Only one of the two can be imported here."""
+    folder = Path(importlib.import_module("collcomp.kernels.cuda").__file__).parent
+    hardware, simulated = (
+        re.search(r"^__all__ = (\[.*?\])", (folder / name).read_text(), re.MULTILINE | re.DOTALL)
+        for name in ("hardware.py", "simulated.py")
+    )
+    assert ast.literal_eval(hardware[1]) == ast.literal_eval(simulated[1])
