@@ -12,7 +12,7 @@ def check_same(codec, x, residual=None, sums=()):
     """Every method of `codec` gives the same on a device, for values `x` (float32 or float64).
 
     With a `residual`, `_encode_feedback` too; with other ranks' operands in `sums`, `_encode_sum` too, as their sum in
-    which `x` comes second.
+    which `x` comes second, and last.
     """
     payload, outcome = _payload(codec, "_encode", x)
     made, found = _payload_on_device(codec, "_encode", to_device(x))
@@ -40,7 +40,8 @@ def check_same(codec, x, residual=None, sums=()):
         assert np.array_equal(made, payload)
         assert_same_bits(device, host)
     if sums:
-        _check_sum(codec, x, sums)
+        _check_sum(codec, x, sums, 1, 3)
+        _check_sum(codec, x, sums, len(sums), 1)
 
 
 def frame_of(codec, x, payload, outcome):
@@ -73,15 +74,15 @@ def _payload_on_device(codec, method, *arrays, **options):
     return to_host(room)[: outcome[0]], outcome
 
 
-def _check_sum(codec, x, sums):
+def _check_sum(codec, x, sums, position, divisor):
     made = [_payload(codec, "_encode", other) for other in sums]
     frames = [frame_of(codec, x, *one) for one in made]
     on_device = [frame_of(codec, x, to_device(payload), outcome) for payload, outcome in made]
     kept, device_kept = np.empty_like(x), to_device(np.empty_like(x))
     room = np.zeros(codec.max_payload_nbytes(x.size, x.dtype), np.uint8)
     device_room = to_device(np.full(room.size, 0xCD, np.uint8))
-    outcome = codec._encode_sum(frames, x, 1, 3, kept, room, STREAM)
-    found = codec._encode_sum(on_device, to_device(x), 1, 3, device_kept, device_room, STREAM)
+    outcome = codec._encode_sum(frames, x, position, divisor, kept, room, STREAM)
+    found = codec._encode_sum(on_device, to_device(x), position, divisor, device_kept, device_room, STREAM)
     assert outcome is not None
     assert found == outcome
     assert np.array_equal(to_host(device_room)[: found[0]], room[: outcome[0]])
