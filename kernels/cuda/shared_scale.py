@@ -121,24 +121,24 @@ def _encoder(real, integer, keeps):
     whole = real(2 ** np.finfo(real).nmant)
 
     @inlined
-    def code_of(arrays, i):
-        inverse = arrays[2]
-        if np.isnan(inverse):
-            return np.int32(0)
-        x = product(arrays[0][i], inverse)
-        size = abs(x)
-        if size < whole:
-            size = (size + whole) - whole
-        return np.int32(size if x > 0 else -size)
+    def get(arrays, i):
+        return arrays[0][i]
 
     @inlined
-    def put(arrays, i, code, first):
-        values, codes, _, step = arrays
+    def put(arrays, i, value, first):
+        values, codes, inverse, step = arrays
+        code = np.int32(0)
+        if not np.isnan(inverse):
+            x = product(value, inverse)
+            size = abs(x)
+            if size < whole:
+                size = (size + whole) - whole
+            code = np.int32(size if x > 0 else -size)
         codes[i] = integer(code)
         if keeps and not np.isnan(step):
-            values[i] -= product(real(code), step)
+            values[i] = value - product(real(code), step)
 
-    sweep = sweeping(code_of, put)
+    sweep = sweeping(get, put)
 
     @kernel
     def encoder(values, inverse, step, codes):
@@ -150,17 +150,16 @@ def _encoder(real, integer, keeps):
 @functools.cache
 def _decoder(real, adds):
     @inlined
-    def value_of(arrays, i):
-        return product(real(arrays[0][i]), arrays[2])
+    def get(arrays, i):
+        return arrays[0][i], arrays[1][i] if adds else real(0)
 
     @inlined
-    def put(arrays, i, value, first):
-        if adds:
-            arrays[1][i] += value
-        else:
-            arrays[1][i] = value
+    def put(arrays, i, read, first):
+        code, before = read
+        value = product(real(code), arrays[2])
+        arrays[1][i] = before + value if adds else value
 
-    sweep = sweeping(value_of, put)
+    sweep = sweeping(get, put)
 
     @kernel
     def decoder(codes, step, dst):
