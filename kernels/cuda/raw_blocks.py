@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.jit import LANES, SIMULATED, THREADS, grid, inlined, kernel, launch
 from collcomp.kernels.cuda.primitives import lane_sums_before, meet
 
 __all__ = ["RAW_BYTE", "copy_raw", "locate", "padded", "raw_test"]
@@ -21,11 +21,13 @@ __all__ = ["RAW_BYTE", "copy_raw", "locate", "padded", "raw_test"]
 #: The scale of a raw block where scales are bytes.
 RAW_BYTE = 255
 _WARPS = THREADS // LANES
+#: Threads of the one thread block that numbers them: as many as a thread block may have.
+_LOCATORS = THREADS if SIMULATED else 1024
 
 
 def locate(scales: Any, places: Any) -> None:
     """Write to `places` how many raw blocks come before each."""
-    launch(_locator(*_kind(scales)), 1, scales, places)
+    launch(_locator(*_kind(scales)), 1, scales, places, threads=_LOCATORS)
 
 
 def copy_raw(src: Any, scales: Any, places: Any, block: int, multiple: int, raw: Any, clear: bool) -> None:
@@ -81,12 +83,12 @@ def _locator(in_bytes, with_offsets):
 
     @kernel
     def locator(scales, places):
-        """By one thread block: each warp counts its 32 of every `THREADS` scales, then adds what the others counted."""
-        found = cuda.shared.array(_WARPS, np.int32)
+        """By one thread block: each warp counts its 32 of every `_LOCATORS` scales, then adds what the others counted."""
+        found = cuda.shared.array(_LOCATORS // LANES, np.int32)
         thread = cuda.threadIdx.x
         lane, warp = thread % LANES, thread // LANES
         total = 0
-        for first in range(0, len(scales), THREADS):
+        for first in range(0, len(scales), _LOCATORS):
             b = first + thread
             raw = np.int32(0)
             if b < len(scales):
@@ -96,7 +98,7 @@ def _locator(in_bytes, with_offsets):
                 found[warp] = in_warp
             cuda.syncthreads()
             in_block = 0
-            for other in range(_WARPS):
+            for other in range(_LOCATORS // LANES):
                 if other == warp:
                     before += in_block
                 in_block += found[other]
