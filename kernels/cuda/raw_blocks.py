@@ -83,7 +83,7 @@ def _locator(in_bytes, with_offsets):
 
     @kernel
     def locator(scales, places):
-        """By one thread block: each warp counts its 32 of every `_LOCATORS` scales, then adds what the others counted."""
+        """By one thread block: each warp counts its 32 of `_LOCATORS` scales, then adds what the others counted."""
         found = cuda.shared.array(_LOCATORS // LANES, np.int32)
         thread = cuda.threadIdx.x
         lane, warp = thread % LANES, thread // LANES
