@@ -319,7 +319,7 @@ class Search:
         ([0, 1], [3, 1, 3], 1, packets.ADD64),
         ([0, 1, 2], [5], 0, packets.ADD64),
         ([0, 1, 2], [3, 1], 0, packets.FLOAT32),
-        ([0, 1, 2], [1, 3], 1, packets.ADD64),
+        ([0, 1, 2], [1, 1], 1, packets.ADD64),
         ([[0, 1], 2], [3], 0, packets.ADD64),
         ([[0, 1], 2], [3], 0, packets.FLOAT32),
     ],
