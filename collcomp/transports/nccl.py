@@ -31,6 +31,8 @@ _TOLD = CHANNELS - 1
 # What is told: whether the rank is through, and how many messages it has; of each the tag and the bytes.
 _HEAD, _ENTRY = struct.Struct("<?7xQ"), struct.Struct("<QQ")
 _MOST_MESSAGES = 4096
+# Calls whose rounds are remembered.
+_MOST_CALLS = 1024
 _SLEEP_S = 20e-6
 # How long a rank that has other things to do waits for a round to end.
 _PATIENCE_S = 0.5
@@ -121,6 +123,8 @@ class NcclTransport(Transport):
         self._rounds = []
         if not capturing:
             self._known[call] = self._rounds
+            if len(self._known) > _MOST_CALLS:
+                del self._known[next(iter(self._known))]
 
     # ------------------------------------------------------------------ transfers
 
