@@ -23,6 +23,7 @@ RAW_BYTE = 255
 _WARPS = THREADS // LANES
 #: Threads of the one thread block that numbers them: as many as a thread block may have.
 _LOCATORS = THREADS if SIMULATED else 1024
+_LOCATOR_WARPS = _LOCATORS // LANES
 
 
 def locate(scales: Any, places: Any) -> None:
@@ -84,7 +85,7 @@ def _locator(in_bytes, with_offsets):
     @kernel
     def locator(scales, places):
         """By one thread block: each warp counts its 32 of `_LOCATORS` scales, then adds what the others counted."""
-        found = cuda.shared.array(_LOCATORS // LANES, np.int32)
+        found = cuda.shared.array(_LOCATOR_WARPS, np.int32)
         thread = cuda.threadIdx.x
         lane, warp = thread % LANES, thread // LANES
         total = 0
@@ -98,7 +99,7 @@ def _locator(in_bytes, with_offsets):
                 found[warp] = in_warp
             cuda.syncthreads()
             in_block = 0
-            for other in range(_LOCATORS // LANES):
+            for other in range(_LOCATOR_WARPS):
                 if other == warp:
                     before += in_block
                 in_block += found[other]
