@@ -19,6 +19,7 @@ __all__ = [
     "rint",
     "smallest_of_lanes",
     "sum_by_halves",
+    "sum_of_half_by_halves",
     "union_of_lanes",
     "value_of_lane",
     "votes",
@@ -116,6 +117,14 @@ def smallest_of_lanes(value):
 def sum_by_halves(value):
     """The sum over the lanes, in every lane: the upper half of them is added to the lower until one is left."""
     for distance in (16, 8, 4, 2, 1):
+        value += cuda.shfl_xor_sync(_ALL, value, distance)
+    return value
+
+
+@inlined
+def sum_of_half_by_halves(value):
+    """As `sum_by_halves`, over half a warp: the first 16 lanes, or the others, whichever this one belongs to."""
+    for distance in (8, 4, 2, 1):
         value += cuda.shfl_xor_sync(_ALL, value, distance)
     return value
 

@@ -20,6 +20,7 @@ __all__ = [
     "rint",
     "smallest_of_lanes",
     "sum_by_halves",
+    "sum_of_half_by_halves",
     "union_of_lanes",
     "value_of_lane",
     "votes",
@@ -87,7 +88,16 @@ def smallest_of_lanes(value):
 
 @inlined
 def sum_by_halves(value):
-    values = _lanes(value)
+    return _by_halves(_lanes(value))
+
+
+@inlined
+def sum_of_half_by_halves(value):
+    values, half = _lanes(value), LANES // 2
+    return _by_halves(values[half:] if cuda.laneid >= half else values[:half])
+
+
+def _by_halves(values):
     while len(values) > 1:
         half = len(values) // 2
         values = [values[i] + values[half + i] for i in range(half)]
