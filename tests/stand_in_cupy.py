@@ -145,6 +145,9 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __sub__(self, other: Any) -> ndarray:
         return ndarray(self._host - _host(other))
 
+    def __neg__(self) -> ndarray:
+        return ndarray(-self._host)
+
 
 def _host(value: Any) -> Any:
     if isinstance(value, ndarray):

@@ -17,9 +17,10 @@ import numpy as np
 
 from collcomp.codecs.base import Codec, working_dtype
 from collcomp.codecs.checks import check_flag, check_integer, check_number
+from collcomp.devices import empty, host_copy, like, on_device
 from collcomp.errors import FrameError
 from collcomp.frame import Frame
-from collcomp.kernels import cpu
+from collcomp.kernels import cpu, kernels_for
 
 __all__ = ["PowerSGD"]
 
@@ -122,6 +123,7 @@ class PowerSGD(Codec):
     summable: ClassVar[bool] = True
     whole: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
+    on_devices: ClassVar[bool] = True
     later_fields: ClassVar[tuple[str, ...]] = ("shapes",)
 
     rank: int = 4
@@ -181,10 +183,9 @@ class PowerSGD(Codec):
     ) -> Iterator[tuple[np.ndarray, str]]:
         """Sum p and what is not compressed, then q; where one is not finite, its matrix in the round after it."""
         factors = yield from self._factors(src, dst, residual, state)
-        multiply = cpu.load("powersgd").multiply
         for piece, pair in factors:
             if pair is not None:
-                multiply(*pair, dst[piece.part])
+                kernels_for(dst, "powersgd").multiply(*pair, dst[piece.part])
 
     def _encode(self, src: np.ndarray, payload: np.ndarray, stream: int) -> tuple[int, int]:
         state: dict[str, np.ndarray] = {}
@@ -205,14 +206,14 @@ class PowerSGD(Codec):
     def _decode(self, frame: Frame, dst: np.ndarray) -> None:
         for piece, values in self._checked(frame):
             if isinstance(values, tuple):
-                cpu.load("powersgd").multiply(*values, dst[piece.part])
+                kernels_for(dst, "powersgd").multiply(*values, dst[piece.part])
             else:
                 dst[piece.part] = values
 
     def _decode_add(self, frame: Frame, acc: np.ndarray) -> None:
         for piece, values in self._checked(frame):
             if isinstance(values, tuple):
-                self._add_product(*values, acc[piece.part])
+                _add_product(*values, acc[piece.part])
             else:
                 acc[piece.part] += values
 
@@ -257,11 +258,12 @@ class PowerSGD(Codec):
     ) -> Generator[tuple[np.ndarray, str], None, list[tuple[_Piece, _Factors | None]]]:
         """One step, in rounds as of `reduction`; each piece with the factors of the sum, or None where it has none.
 
-        These are summed into `dst` instead, or left alone where `dst` is None.
+        These are summed into `dst` instead, or left alone where `dst` is None. Factors are returned where `src` lies;
+        rounds are of the host's, which are thin.
 
         `residual` becomes ``src + residual``, minus this rank's part of the products, and 0 where values were summed.
         """
-        kernels = cpu.load("powersgd")
+        kernels = kernels_for(src, "powersgd")
         pieces = self._pieces(src.size)
         x = src if residual is None else residual
         plain = [piece.part for piece in pieces if not piece.columns]
@@ -269,34 +271,37 @@ class PowerSGD(Codec):
         if residual is not None:
             for part in plain:
                 residual[part] += src[part]
-        sums = np.empty(4 * kernels.LANES, x.dtype)
-        ps, p_of = _stacked([(piece.rows, self.rank) for piece in matrices], x.dtype)
-        for piece, p in zip(matrices, p_of, strict=True):
+        sums = () if on_device(x) else (np.empty(4 * kernels.LANES, x.dtype),)
+        firsts = _beside([self._first(state, piece, x.dtype) for piece in matrices], x)
+        ps, p_of = _stacked([(piece.rows, self.rank) for piece in matrices], x)
+        for piece, q, p in zip(matrices, firsts, p_of, strict=True):
             addend = None if residual is None else src[piece.part]
-            kernels.project(x[piece.part], addend, self._first(state, piece, x.dtype), p, sums)
+            kernels.project(x[piece.part], addend, q, p, *sums)
+        ps, p_of = _on_host(ps, p_of)
         yield from _round(ps, plain, x, dst, residual)
 
         finite = _finite(ps, p_of)
         plain = [piece.part for piece, good in zip(matrices, finite, strict=True) if not good]
-        found = [(piece, _orthonormal(p)) for piece, p, good in zip(matrices, p_of, finite, strict=True) if good]
-        owns, own_of = _stacked([(self.rank, piece.columns) for piece, _ in found], x.dtype)
-        for (piece, p), own in zip(found, own_of, strict=True):
+        found = [piece for piece, good in zip(matrices, finite, strict=True) if good]
+        p_of = _beside([_orthonormal(p) for p, good in zip(p_of, finite, strict=True) if good], x)
+        owns, own_of = _stacked([(self.rank, piece.columns) for piece in found], x)
+        for piece, p, own in zip(found, p_of, own_of, strict=True):
             kernels.project_back(x[piece.part], p, own)
-        qs = owns.copy()
-        q_of = _split(qs, [own.shape for own in own_of])
+        qs, q_of = _on_host(owns, own_of)
         yield from _round(qs, plain, x, dst, residual)
 
         finite = _finite(qs, q_of)
-        plain = [piece.part for (piece, _), good in zip(found, finite, strict=True) if not good]
+        plain = [piece.part for piece, good in zip(found, finite, strict=True) if not good]
         yield from _round(qs[:0], plain, x, dst, residual)
 
         factors: dict[str, _Factors] = {}
-        for (piece, p), own, q, good in zip(found, own_of, q_of, finite, strict=True):
+        q_there = _beside(q_of, x)
+        for piece, p, own, q, there, good in zip(found, p_of, own_of, q_of, q_there, finite, strict=True):
             if good:
                 if residual is not None:
-                    self._add_product(-p, own, residual[piece.part])
+                    _add_product(-p, own, residual[piece.part])
                 state[piece.name] = self._next(q)
-                factors[piece.name] = p, q
+                factors[piece.name] = p, there
         return [(piece, factors.get(piece.name)) for piece in pieces]
 
     def _first(self, state: dict[str, np.ndarray], piece: _Piece, dtype: np.dtype) -> np.ndarray:
@@ -321,10 +326,6 @@ class PowerSGD(Codec):
         bits = np.random.PCG64(self.seed).random_raw(self.rank * columns)
         return ((bits >> np.uint64(11)) * 2.0**-52 - 1).astype(dtype).reshape(self.rank, columns)
 
-    def _add_product(self, p: np.ndarray, q: np.ndarray, acc: np.ndarray) -> None:
-        kernels = cpu.load("powersgd")
-        kernels.multiply_add(p, q, acc, np.empty(kernels.TILE, acc.dtype))
-
     # ------------------------------------------------------------------ frames
 
     def _write(
@@ -345,7 +346,7 @@ class PowerSGD(Codec):
         flags = [pair is not None for piece, pair in factors if piece.columns]
         if not self.shapes:
             return nbytes, self.rank * any(flags)
-        payload[nbytes : nbytes + len(flags)] = flags
+        payload[nbytes : nbytes + len(flags)] = like(np.array(flags, np.uint8), payload)
         return nbytes + len(flags), self.rank
 
     def _checked(self, frame: Frame) -> Iterator[tuple[_Piece, np.ndarray | _Factors]]:
@@ -378,7 +379,7 @@ class PowerSGD(Codec):
             raise FrameError(f"frame: factors of rank {frame.extra}, expected {self.rank}")
         if frame.payload.size < self._flags:
             raise FrameError(f"frame: {frame.payload.size} payload bytes for {self._flags} matrices")
-        flags = frame.payload[frame.payload.size - self._flags :].tolist()
+        flags = host_copy(frame.payload[frame.payload.size - self._flags :]).tolist()
         if not set(flags) <= {0, 1}:
             raise FrameError(f"frame: a matrix is marked {max(flags)}, expected 0 or 1")
         return [bool(flag) for flag in flags]
@@ -409,21 +410,21 @@ def _round(
         array[...] = x[plain[0]]
         yield array, "sum"
     else:
-        array = np.concatenate([factors, *(x[part] for part in plain)])
+        values = [x[part] for part in plain]
+        array = np.concatenate([factors, *([host_copy(np.concatenate(values))] if on_device(x) else values)])
         yield array, "sum"
-        at = factors.size
-        factors[...] = array[:at]
-        for part in plain:
-            dst[part] = array[at : at + part.stop - part.start]
-            at += part.stop - part.start
+        factors[...] = array[: factors.size]
+        totals = _split(like(array[factors.size :], x), [value.shape for value in values])
+        for part, total in zip(plain, totals, strict=True):
+            dst[part] = total
     if residual is not None:
         for part in plain:
             residual[part] = 0
 
 
-def _stacked(shapes: list[tuple[int, int]], dtype: np.dtype) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Memory for arrays of these shapes one after another: flat, and each of them."""
-    flat = np.empty(sum(map(math.prod, shapes)), dtype)
+def _stacked(shapes: list[tuple[int, int]], beside: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Memory like that of `beside` for arrays of these shapes one after another: flat, and each of them."""
+    flat = empty(sum(map(math.prod, shapes)), beside.dtype, beside)
     return flat, _split(flat, shapes)
 
 
@@ -434,6 +435,19 @@ def _split(flat: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarr
         arrays.append(flat[at : at + size].reshape(shape))
         at += size
     return arrays
+
+
+def _on_host(flat: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A copy of the `arrays`, which make up `flat`: flat, and each of them."""
+    copy = host_copy(flat)
+    return copy, _split(copy, [array.shape for array in arrays])
+
+
+def _beside(arrays: list[np.ndarray], other: np.ndarray) -> list[np.ndarray]:
+    """The host's `arrays` where `other` lies: themselves, or copies on the device, which are copied as one."""
+    if not arrays or not on_device(other):
+        return arrays
+    return _split(like(np.concatenate([array.ravel() for array in arrays]), other), [array.shape for array in arrays])
 
 
 def _finite(flat: np.ndarray, arrays: list[np.ndarray]) -> list[bool]:
@@ -448,3 +462,8 @@ def _orthonormal(p: np.ndarray) -> np.ndarray:
     columns = p.astype(np.float64)
     cpu.load("powersgd").orthonormalise(columns, np.empty(p.shape[1]))
     return columns.astype(p.dtype)
+
+
+def _add_product(p: np.ndarray, q: np.ndarray, acc: np.ndarray) -> None:
+    kernels = kernels_for(acc, "powersgd")
+    kernels.multiply_add(p, q, acc, *(() if on_device(acc) else (np.empty(kernels.TILE, acc.dtype),)))

@@ -43,6 +43,7 @@ def test_allreduce(codec, algorithm, dtype):
 FAMILIES = [
     "bf16", "mxfp4", "fp8_e4m3:rounding=stochastic", "hadamard+int4", "topk:ratio=0.1", "threshold:ratio=0.1",
     "randomk:ratio=0.1", "shared_int", "thc", "bounded:abs=1e-3", "hbound:abs=1e-3", "nonzeros",
+    "powersgd:rank=1",
 ]  # fmt: skip
 
 

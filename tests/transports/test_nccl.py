@@ -83,6 +83,15 @@ def test_allreduce(size, codec, algorithm, moved):
 
 
 @several_ranks
+@pytest.mark.parametrize("odd", [0, np.inf])
+def test_factors_go_by_the_host_and_values_by_nccl(odd, moved):
+    xs = operands(3, COUNT)
+    xs[1][5] += odd
+    check(3, partial(allreduce, xs=xs, codec="powersgd:rank=1,feedback", key="x", op="avg"))
+    assert bool(moved) == bool(odd)
+
+
+@several_ranks
 def test_records_count_what_nccl_sent(moved):
     def program(comm):
         allreduce(comm, operands(3, COUNT), to_device, codec="int8")
