@@ -24,6 +24,7 @@ from collcomp.kernels.cuda.bits import integer_of, magnitude, ordering
 from collcomp.kernels.cuda.chains import STARTS, item_of, scan, sum_before, tops_of, wrapped
 from collcomp.kernels.cuda.differences import neighbours, spread, sums_from, width_of
 from collcomp.kernels.cuda.jit import LANES, THREADS, inlined, kernel, launch
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.packing import BLOCK, ROW, packed_word, unpacked
 from collcomp.kernels.cuda.primitives import (
     bits_of,
@@ -361,7 +362,8 @@ def _measurer(real, adds, integral):
                 largest = integer(0)
                 for i in range(lane, used, LANES):
                     if adds:
-                        held[start + i] += src[start + i]
+                        x = src[start + i]
+                        held[start + i] = with_nan_of(x, held[start + i] + x)
                     largest = max(largest, magnitude(held[start + i]))
                 peak = float_of(largest_of_lanes(largest))
                 if not peak <= grid[2, 0]:

@@ -14,6 +14,7 @@ from numba import cuda
 
 from collcomp.kernels.cuda.butterflies import Steps, transform
 from collcomp.kernels.cuda.jit import inlined
+from collcomp.kernels.cuda.operands import with_nan_of
 
 __all__ = ["LIMIT", "rotate", "unrotate", "unrotate_add", "unrotate_subtract"]
 
@@ -73,7 +74,7 @@ def _rotating(real, adds):
     @inlined
     def load(arguments, b, i):
         x = arguments[0][np.uint64(i)]
-        return x + arguments[1][np.uint64(i)] if adds else x
+        return with_nan_of(x, x + arguments[1][np.uint64(i)]) if adds else x
 
     @inlined
     def note(arguments, b, i, x):

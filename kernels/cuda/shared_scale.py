@@ -14,6 +14,7 @@ from numba import cuda
 
 from collcomp.kernels.cuda.bits import integer_of, magnitude
 from collcomp.kernels.cuda.jit import LANES, inlined, kernel, launch
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.primitives import largest_of_lanes, product
 from collcomp.kernels.cuda.sweeps import sweeping, tiles
 
@@ -82,7 +83,7 @@ def _measurer(real, adds):
         for i in range(cuda.grid(1), src.size, cuda.gridsize(1)):
             x = src[i]
             if adds:
-                x += residual[i]
+                x = with_nan_of(x, x + residual[i])
                 residual[i] = x
             found = max(found, magnitude(x))
         found = largest_of_lanes(found)

@@ -19,6 +19,7 @@ from numba import cuda
 
 from collcomp.kernels.cuda.bits import hash32, integer_of
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.primitives import bits_of, lane_sums_before, votes
 from collcomp.kernels.cuda.scans import STEP, WARPS, blocks_for, sums_before, total_before, walking
 
@@ -156,6 +157,13 @@ def _ranking(form):
     return np.int32, rank
 
 
+@inlined
+def _sum(terms, i):
+    """Element i of the sum of two arrays; NaN as the first of them that is."""
+    x, y = terms[0][i], terms[1][i]
+    return with_nan_of(x, with_nan_of(y, x + y))
+
+
 @functools.cache
 def _loading(form, adds):
     """Element i of the sum of ``arrays[0]``, 0 where there is none."""
@@ -165,7 +173,7 @@ def _loading(form, adds):
         if i >= count:
             return form(0)
         if adds:
-            return arrays[0][0][i] + arrays[0][1][i]
+            return _sum(arrays[0], i)
         return arrays[0][0][i]
 
     return get
@@ -316,7 +324,7 @@ def _sampler(adds):
             r = j // run
             i = r * part + np.int64(hash32(np.uint64(r), 0)) % (part - run + 1) + j % run
             if adds:
-                sampled[j] = terms[0][i] + terms[1][i]
+                sampled[j] = _sum(terms, i)
             else:
                 sampled[j] = terms[0][i]
 

@@ -29,6 +29,7 @@ from numba import cuda
 from collcomp.kernels.cuda.bits import hash32, integer_of, magnitude, random32
 from collcomp.kernels.cuda.butterflies import TILE, Steps, transform
 from collcomp.kernels.cuda.jit import LANES, THREADS, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.packing import BLOCK, ROW, packed_word, unpacked
 from collcomp.kernels.cuda.primitives import bits_of, float_of, largest_of_lanes, meet, product, sum_by_halves
 from collcomp.kernels.cuda.raw_blocks import locate
@@ -260,7 +261,7 @@ def _measurer(real, adds, counts):
 
     @inlined
     def element(src, residual, i):
-        return src[i] + residual[i] if adds else src[i]
+        return with_nan_of(src[i], src[i] + residual[i]) if adds else src[i]
 
     @kernel
     def measure_in_float64(src, residual, norms, block, counters):
