@@ -155,7 +155,11 @@ class NcclTransport(Transport):
             return self._host.wait_some(requests, timeout)
         sequence = requests[0].tag // CHANNELS
         if timeout > 0:
-            return self._done(requests) or self._work(sequence, False, timeout) or self._done(requests)
+            done = self._done(requests)
+            if not done:
+                self._work(sequence, False, timeout)
+                done = self._done(requests)
+            return done
         # Between kernels. Which messages go in which round must not depend on how fast others are, or no graph could
         # repeat it: the round that was begun the last time ends, and one is begun with what there is now.
         if self._round is not None:
