@@ -142,7 +142,9 @@ def _measure(src: Any, held: Any, adds: bool, grid: Any, codes: Any, room: Any) 
     real, (sums, tops, facts, _) = grid.dtype.type, _parts(room, len(codes))
     firsts, lasts = _halves(facts)
     launch(_measurer(real, adds, _integral(held)), _warps(codes), src, held, grid, codes, sums, firsts, lasts)
-    scan(_choice(real), (codes, sums, firsts, lasts), sums, tops)
+    # Floats of a last block that is cut off are encoded by a call of their own on the CPU.
+    separate = not _integral(held) and held.size % BLOCK != 0
+    scan(_choice(real), (codes, sums, firsts, lasts, int(separate)), sums, tops)
 
 
 def _write(
@@ -307,7 +309,7 @@ def _choice(real):
 
     @inlined
     def choose(arrays, b, count):
-        codes, inner, firsts, lasts = arrays
+        codes, inner, firsts, lasts, separate = arrays
         code, width, narrower = np.int64(0), np.int64(0), False
         if b < count:
             code = np.int64(codes[b])
@@ -315,12 +317,15 @@ def _choice(real):
                 before = np.int64(lasts[b - 1]) if b > 0 else np.int64(0)
                 width = max(inner[b], np.int64(width_of(spread(firsts[b] - before))))
                 narrower = width < (code & _RAW)
-        # Differences are tried in the first of four blocks, and after a block where they are narrower.
+        # Differences are tried in the first of four blocks, after a block where they are narrower, and in a last block
+        # that is encoded separately.
         lane = cuda.threadIdx.x % LANES
         place = lane % _TRIALS
         needed = (2 << place) - 1
         if 0 < b < _TRIALS:  # the second block of all is tried in any case
             needed -= 1
+        if separate and b == count - 1:
+            needed = 1 << place
         four = np.int64(votes(narrower)) >> (lane - place)
         if narrower and (four & needed) == needed:
             code = width | _DIFFERENCES | (code & _COARSE)

@@ -15,6 +15,7 @@ import numpy as np
 from numba import cuda
 
 from collcomp.kernels.cuda.jit import LANES, fine_grid, grid, inlined, kernel, launch
+from collcomp.kernels.cuda.operands import with_nan_of
 from collcomp.kernels.cuda.primitives import product, sum_of_half_by_halves
 from collcomp.kernels.cuda.scans import WARPS
 
@@ -88,7 +89,8 @@ def _adding_dots(real, dots, adds, checks):
         if adds:
             for k in range(_HELD):
                 at = (row + k // _STEPS) * columns + column + k % _STEPS * _CHAINS
-                held[k] += addend[np.uint64(min(at, last) if checks else at)]
+                y = addend[np.uint64(min(at, last) if checks else at)]
+                held[k] = with_nan_of(y, held[k] + y)
             for k in range(_HELD):
                 at = (row + k // _STEPS) * columns + column + k % _STEPS * _CHAINS
                 if not checks or (column + k % _STEPS * _CHAINS < columns and at <= last):
