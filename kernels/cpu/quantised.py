@@ -131,9 +131,9 @@ def encode_sum(
                 total[j] /= divisor
         c = codes[b * width : b * width + width]
         used = min(block, count - b * block)
-        if len(planes) == 8:
-            for j in range(used, block):
-                total[j] = 0  # signs have no zero: what the operands were padded with is decoded as something else
+        # Padding is what it is for `encode`: what the operands were padded with may be decoded as something else.
+        for j in range(used, block):
+            total[j] = total[used - 1] if scales.ndim == 2 else 0
         travels_raw = encode_block(total, None, used, c, planes, scales, b, raw, found * block, key, first + b)
         found += travels_raw
         if kept is not None:
