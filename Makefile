@@ -5,7 +5,7 @@ VENV ?= .venv
 CUDA ?= 13
 BIN := $(VENV)/bin
 DEVICE_TESTS := tests/test_devices.py tests/bench/test_gpu.py tests/collectives/test_device.py \
-	tests/transports/test_nccl.py $(wildcard tests/codecs/test_device_*.py)
+	tests/transports/test_nccl.py $(wildcard tests/codecs/test_device_*.py tests/kernels/test_cuda_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-gpu bench-gpu lint clean
