@@ -1,6 +1,7 @@
 """Compiles kernels for a GPU that need not be there; for each one launched prints what matters of its PTX, in JSON.
 
-``python compile_cuda.py MODULE``: of a test module whose `launch_all` launches every kernel of a family.
+``python compile_cuda.py MODULE REAL...``: of a test module whose `launch_all` launches every kernel of a family, for
+values of these types.
 """
 
 import importlib
@@ -57,6 +58,6 @@ if __name__ == "__main__":
     jit._device = lambda: 0
     jit.launch = _compile
     module = importlib.import_module(sys.argv[1])
-    for real in (np.float32, np.float64):
+    for real in (getattr(np, name) for name in sys.argv[2:]):
         print(json.dumps({"real": real.__name__}))
         module.launch_all(real)
