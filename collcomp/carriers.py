@@ -6,7 +6,6 @@ own; else the same transport, which takes a device's memory (an MPI that can) or
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -50,8 +49,9 @@ class Carriers:
         self._deadline = deadline
         self._gpus: NcclTransport | None = None
         self.staged = ""
-        # Memory for frames that is not in use, by what allocates it; and what graphs use for ever.
-        self._free: dict[Callable[[int], np.ndarray], list[Scratch]] = defaultdict(list)
+        # Memory that is not in use, for frames of values on the host, and of a device's; and what graphs use for ever.
+        self._free_of_host: list[Scratch] = []
+        self._free: list[Scratch] = []
         self._kept: list[tuple[Scratch, Operation | None]] = []
 
     @property
@@ -79,24 +79,23 @@ class Carriers:
 
     def take(self, transport: Transport, values: np.ndarray) -> Scratch:
         """Memory for the frames of an operation."""
+        if not devices.on_device(values):
+            return self._unused(self._host.allocate, self._free_of_host)
         allocate: Callable[[int], Any] = transport.allocate
-        if devices.on_device(values) and not transport.shares_memory:
+        if not transport.shares_memory:
             allocate = devices.allocate if transport.takes_devices else devices.allocate_pinned
-        free = self._free[allocate]
-        if not devices.is_capturing(values):
-            with suppress(IndexError):  # the background may have taken the last
-                return free.pop()
-        return Scratch(allocate)
+        return Scratch(allocate) if devices.is_capturing(values) else self._unused(allocate, self._free)
 
     def give(self, scratch: Scratch, operation: Operation) -> None:
         """Take back the memory of an operation that went well; a graph keeps it, and the operation's own."""
         values = operation.message.flat
-        if devices.is_capturing(values):
-            self._kept.append((scratch, operation))
-            return
-        devices.wait_for(values)  # what decodes may still be reading it
+        if devices.on_device(values):
+            if devices.is_capturing(values):
+                self._kept.append((scratch, operation))
+                return
+            devices.wait_for(values)  # what decodes may still be reading it
         scratch.reset()
-        self._free[scratch.allocate].append(scratch)
+        (self._free if devices.on_device(values) else self._free_of_host).append(scratch)
 
     def keep(self, scratch: Scratch) -> None:
         """Never use memory again, because other ranks may still be reading it."""
@@ -107,6 +106,12 @@ class Carriers:
         if self._gpus is not None:
             self._gpus.close()
         self._host.close()
+
+    def _unused(self, allocate: Callable[[int], Any], free: list[Scratch]) -> Scratch:
+        if free:
+            with suppress(IndexError):  # the background may have taken the last
+                return free.pop()
+        return Scratch(allocate)
 
     def _connect(self, sequence: int) -> None:
         envelope = Envelope(np.dtype(np.uint8), Card.NBYTES, sequence)

@@ -360,8 +360,10 @@ class Communicator:
 
     def _run(self, operation: Operation) -> None:
         values = operation.message.flat
+        if not on_device(values):
+            return self._carry(operation, values)
         with devices.lasting(values):
-            self._carry(operation, values)
+            return self._carry(operation, values)
 
     def _carry(self, operation: Operation, values: Any) -> None:
         started = time.perf_counter()

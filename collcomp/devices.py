@@ -50,6 +50,8 @@ __all__ = [
 
 #: What to do where something for CUDA is missing.
 INSTALL = "pip install 'collcomp[cuda13]' (or cuda12, for drivers before 580) on a machine with an NVIDIA GPU"
+# What nearly all arrays are: told apart first, because every frame is asked several times where it lies.
+_ndarray = np.ndarray
 #: What an event is that has not come about (cudaErrorNotReady).
 _NOT_READY = 600
 #: Numbers that kernels can count at once.
@@ -68,7 +70,7 @@ def cupy() -> ModuleType:
 
 def on_device(array: Any) -> bool:
     """Whether an array lies on a CUDA device."""
-    return type(array) is not np.ndarray and hasattr(array, "__cuda_array_interface__")
+    return type(array) is not _ndarray and hasattr(array, "__cuda_array_interface__")
 
 
 def device_of(array: Any) -> str:
@@ -135,6 +137,8 @@ def squared_norm(values: Any) -> float:
 
 def share_memory(a: Any, b: Any) -> bool:
     """Whether two arrays may have memory in common."""
+    if type(a) is type(b) is _ndarray:
+        return np.may_share_memory(a, b)
     if on_device(a) != on_device(b):
         return False
     return (cupy() if on_device(a) else np).may_share_memory(a, b)

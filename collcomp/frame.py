@@ -191,10 +191,11 @@ class Frame:
 
         Not while a graph is captured: it would be that of the capture, whenever the graph runs.
         """
-        if is_capturing(buffer):
+        on_host = type(buffer) is np.ndarray
+        if not on_host and is_capturing(buffer):
             return
         head = _BODY.pack(
             _MAGIC, codec, dtype_code(envelope.dtype), config, envelope.sequence, count, nbytes, extra, envelope.total
         )
         header = np.frombuffer(head + _CRC.pack(zlib.crc32(head)), np.uint8)
-        buffer[:HEADER_NBYTES] = like(header, buffer)
+        buffer[:HEADER_NBYTES] = header if on_host else like(header, buffer)

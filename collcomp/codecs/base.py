@@ -30,13 +30,15 @@ def working_dtype(dtype: np.dtype) -> np.dtype:
 
 def payload_beside(values: np.ndarray, dst: np.ndarray | Apart) -> np.ndarray:
     """Where the payload of frame `dst` is to be written: there, or on the device where `values` lie apart from it."""
+    if type(dst) is type(values) is np.ndarray:
+        return dst[HEADER_NBYTES:]
     _, payload = parts_of(dst)
     return payload if on_device(values) == on_device(payload) else empty(payload.size, payload.dtype, values)
 
 
 def frame_beside(frame: Frame, values: np.ndarray) -> Frame:
     """`frame` with its payload on the device where `values` lie there."""
-    if on_device(frame.payload) or not on_device(values):
+    if type(values) is np.ndarray or on_device(frame.payload) or not on_device(values):
         return frame
     return dataclasses.replace(frame, payload=to_device(frame.payload))
 
@@ -317,7 +319,8 @@ class Codec(ABC):
             return None
         self.check_device(own)
         payload = payload_beside(own, dst)
-        frames = [frame_beside(frame, own) for frame in frames]
+        if on_device(own):
+            frames = [frame_beside(frame, own) for frame in frames]
         outcome = self._encode_sum(frames, own, position, divisor, kept, payload, stream)
         return None if outcome is None else self._finish(dst, own, envelope, payload, outcome)
 
@@ -388,7 +391,7 @@ class Codec(ABC):
 
     def check_device(self, values: np.ndarray) -> None:
         """Raise where `values` lie on a device, and this codec has no kernels for one, or they are too many for it."""
-        if not on_device(values):
+        if type(values) is np.ndarray or not on_device(values):
             return
         if not self.on_devices:
             raise TypeError(f"codec: {self.spec!r} has kernels for the CPU only, the values are on {device_of(values)}")
@@ -453,9 +456,13 @@ class Codec(ABC):
         outcome: tuple[int, int],
     ) -> int:
         nbytes, extra = outcome
-        head, room = parts_of(dst)
-        if on_device(payload) != on_device(room):
-            to_host(payload[:nbytes], room[:nbytes])
+        head: np.ndarray
+        if type(dst) is type(payload) is np.ndarray:
+            head = dst
+        else:
+            head, room = parts_of(dst)
+            if on_device(payload) != on_device(room):
+                to_host(payload[:nbytes], room[:nbytes])
         self.write_header(head, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
         return HEADER_NBYTES + nbytes
 

@@ -136,6 +136,7 @@ class Exchange(Encoder):
         # Frames and headers are lent; values that are sent from where they lie are not in memory that can be.
         self._lends = transport.shares_memory
         self._beside = beside
+        self._capturing = is_capturing(beside)
         self._scratch = scratch
         self.deadline = deadline
         self._tag = envelope.sequence * CHANNELS
@@ -386,7 +387,7 @@ class Exchange(Encoder):
         return self.envelope.dtype if of_message else self.dtype
 
     def _check(self, incoming: Incoming) -> Frame:
-        if is_capturing(self._beside):
+        if self._capturing:
             *_, payload = (request.data for request in incoming.requests)
             payload = payload if incoming.codec.verbatim else payload[HEADER_NBYTES:]
             return self.trusted(incoming.codec, incoming.count, payload)
