@@ -17,7 +17,7 @@ import numpy as np
 
 from collcomp import devices
 from collcomp.codecs import Codec
-from collcomp.frame import HEADER_NBYTES, Apart, Envelope, Frame
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 
 from .table import Column, header, line, number
 
@@ -82,15 +82,13 @@ def measure(codecs: Sequence[Codec], x: np.ndarray) -> Iterator[Row]:
 
 def _measure(codec: Codec, x: np.ndarray, values: Any, bandwidth: float) -> Iterator[Row]:
     fixed = codec.fixed_payload_nbytes(x.size, x.dtype) is not None
-    room = codec.max_encoded_nbytes(x.size, x.dtype)
-    out = Apart(np.empty(HEADER_NBYTES, np.uint8), devices.cupy().empty(room - HEADER_NBYTES, np.uint8))
+    out = devices.allocate(codec.max_encoded_nbytes(x.size, x.dtype))
     work, residual = devices.zeros(x.size, x.dtype, values), devices.zeros(x.size, x.dtype, values)
     envelope = Envelope(x.dtype, x.size)
     nbytes = codec.encode(values, out, envelope)
-    payload = out.payload[: nbytes - HEADER_NBYTES].copy()
-    frame = Frame.read(out.head.copy(), payload)
-    same = _same_frame(codec, x, payload)
-    n, p = x.nbytes, payload.nbytes
+    frame = Frame.read(out[:nbytes].copy())
+    same = _same_frame(codec, x, frame.payload)
+    n, p = x.nbytes, frame.payload.nbytes
 
     def add_apart() -> None:
         decoded = devices.empty(x.size, x.dtype, values)

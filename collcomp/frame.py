@@ -32,14 +32,13 @@ import numpy as np
 from collcomp.devices import is_capturing, like
 from collcomp.errors import FrameError
 
-__all__ = ["ALIGNMENT", "DTYPES", "HEADER_NBYTES", "Apart", "Envelope", "Frame", "align", "dtype_code", "parts_of"]
+__all__ = ["ALIGNMENT", "DTYPES", "HEADER_NBYTES", "Envelope", "Frame", "align", "dtype_code"]
 
 ALIGNMENT = 64
 HEADER_NBYTES = 64
 _MAGIC = b"CCF1"
 _BODY = struct.Struct("<4sHBxIIQQQQ12x")
 _CRC = struct.Struct("<I")
-_NBYTES, _NBYTES_OFFSET = struct.Struct("<Q"), 24
 
 #: Element types that can travel, by their code on the wire.
 DTYPES: dict[int, np.dtype] = {
@@ -54,19 +53,6 @@ DTYPES: dict[int, np.dtype] = {
     )
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Apart:
-    """Room for a frame whose header and payload lie apart: the one on the host, the other on a device."""
-
-    head: np.ndarray
-    payload: np.ndarray
-
-
-def parts_of(room: np.ndarray | Apart) -> tuple[np.ndarray, np.ndarray]:
-    """Where header and payload of a frame go."""
-    return (room.head, room.payload) if isinstance(room, Apart) else (room[:HEADER_NBYTES], room[HEADER_NBYTES:])
 
 
 def align(nbytes: int) -> int:
@@ -130,22 +116,6 @@ class Frame:
         return self.payload.view(dtype)
 
     @classmethod
-    def read_apart(cls, head: np.ndarray, room: np.ndarray) -> Frame:
-        """`read` a header whose payload is going to be in `room`, which may be longer than it.
-
-        Raises
-        ------
-        FrameError
-            Also when the payload does not fit into `room`.
-        """
-        if head.size != HEADER_NBYTES:
-            raise FrameError(f"frame: {head.size} bytes arrived, a header has {HEADER_NBYTES}")
-        (nbytes,) = _NBYTES.unpack_from(head.tobytes(), _NBYTES_OFFSET)
-        if nbytes > room.size:
-            raise FrameError(f"frame: the header tells of {nbytes} payload bytes, there is room for {room.size}")
-        return cls.read(head, room[:nbytes])
-
-    @classmethod
     def read(cls, buffer: np.ndarray, payload: np.ndarray | None = None) -> Frame:
         """Check the header at the start of `buffer` (`uint8`, exactly what arrived).
 
@@ -176,12 +146,6 @@ class Frame:
         if nbytes != payload.size:
             raise FrameError(f"frame: the header tells of {nbytes} payload bytes, {payload.size} arrived")
         return cls(codec, DTYPES[dtype], config, sequence, count, extra, total, payload)
-
-    @classmethod
-    def written_to(cls, room: np.ndarray | Apart, nbytes: int) -> Frame:
-        """The frame of `nbytes` bytes that `room` holds."""
-        head, payload = parts_of(room)
-        return cls.read(head, payload[: nbytes - HEADER_NBYTES])
 
     @staticmethod
     def write_header(

@@ -15,7 +15,7 @@ import numpy as np
 
 from collcomp.devices import device_of, empty, on_device, to_device, to_host
 from collcomp.errors import FrameError
-from collcomp.frame import HEADER_NBYTES, Apart, Envelope, Frame, parts_of
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 
 __all__ = ["Codec", "working_dtype"]
 
@@ -28,12 +28,12 @@ def working_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype in _NARROW else dtype
 
 
-def payload_beside(values: np.ndarray, dst: np.ndarray | Apart) -> np.ndarray:
+def payload_beside(values: np.ndarray, dst: np.ndarray) -> np.ndarray:
     """Where the payload of frame `dst` is to be written: there, or on the device where `values` lie apart from it."""
-    if type(dst) is type(values) is np.ndarray:
-        return dst[HEADER_NBYTES:]
-    _, payload = parts_of(dst)
-    return payload if on_device(values) == on_device(payload) else empty(payload.size, payload.dtype, values)
+    payload = dst[HEADER_NBYTES:]
+    if type(dst) is type(values) is np.ndarray or on_device(values) == on_device(dst):
+        return payload
+    return empty(payload.size, payload.dtype, values)
 
 
 def frame_beside(frame: Frame, values: np.ndarray) -> Frame:
@@ -235,9 +235,7 @@ class Codec(ABC):
         """Upper bound of the frame of `count` elements of a message of `dtype`, in bytes, header included."""
         return HEADER_NBYTES + self.max_payload_nbytes(count, dtype if self.lossless else working_dtype(dtype))
 
-    def encode(
-        self, src: np.ndarray, dst: np.ndarray | Apart, envelope: Envelope | None = None, stream: int = 0
-    ) -> int:
+    def encode(self, src: np.ndarray, dst: np.ndarray, envelope: Envelope | None = None, stream: int = 0) -> int:
         """Encode `src` into the frame `dst`.
 
         Parameters
@@ -245,7 +243,7 @@ class Codec(ABC):
         src : ndarray, shape (count,)
             The values; float32 or float64, or a 16-bit float, which is widened first. For a lossless codec, of any
             dtype that can travel; cast to the envelope's if they are of another.
-        dst : ndarray of uint8, or Apart
+        dst : ndarray of uint8
             At least `max_encoded_nbytes` long, aligned to 64 bytes for speed.
         envelope : Envelope, optional
             The message that this frame is a part of; `src` alone by default.
@@ -265,7 +263,7 @@ class Codec(ABC):
         self,
         src: np.ndarray,
         kept: np.ndarray,
-        dst: np.ndarray | Apart,
+        dst: np.ndarray,
         envelope: Envelope | None = None,
         stream: int = 0,
     ) -> int:
@@ -290,7 +288,7 @@ class Codec(ABC):
         position: int,
         divisor: int,
         kept: np.ndarray | None,
-        dst: np.ndarray | Apart,
+        dst: np.ndarray,
         envelope: Envelope,
         stream: int = 0,
     ) -> int | None:
@@ -328,7 +326,7 @@ class Codec(ABC):
         self,
         src: np.ndarray,
         residual: np.ndarray | None,
-        dst: np.ndarray | Apart,
+        dst: np.ndarray,
         envelope: Envelope | None = None,
         stream: int = 0,
         state: dict[str, np.ndarray] | None = None,
@@ -449,21 +447,16 @@ class Codec(ABC):
 
     def _finish(
         self,
-        dst: np.ndarray | Apart,
+        dst: np.ndarray,
         src: np.ndarray,
         envelope: Envelope | None,
         payload: np.ndarray,
         outcome: tuple[int, int],
     ) -> int:
         nbytes, extra = outcome
-        head: np.ndarray
-        if type(dst) is type(payload) is np.ndarray:
-            head = dst
-        else:
-            head, room = parts_of(dst)
-            if on_device(payload) != on_device(room):
-                to_host(payload[:nbytes], room[:nbytes])
-        self.write_header(head, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
+        if type(payload) is not np.ndarray and not on_device(dst):
+            to_host(payload[:nbytes], dst[HEADER_NBYTES : HEADER_NBYTES + nbytes])
+        self.write_header(dst, envelope or Envelope(src.dtype, src.size), src.size, nbytes, extra)
         return HEADER_NBYTES + nbytes
 
     def _prepared(self, src: np.ndarray, envelope: Envelope | None) -> np.ndarray:

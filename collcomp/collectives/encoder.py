@@ -12,7 +12,7 @@ from collcomp.codecs import Codec
 from collcomp.codecs.base import working_dtype
 from collcomp.devices import is_capturing, squared_norm
 from collcomp.feedback import Memory
-from collcomp.frame import HEADER_NBYTES, Apart, Envelope, Frame, parts_of
+from collcomp.frame import HEADER_NBYTES, Envelope, Frame
 
 __all__ = ["Encoder"]
 
@@ -70,7 +70,7 @@ class Encoder(ABC):
 
     def encode_into(
         self,
-        memory: np.ndarray | Apart,
+        memory: np.ndarray,
         values: np.ndarray,
         place: int,
         envelope: Envelope,
@@ -93,14 +93,14 @@ class Encoder(ABC):
         envelope = self.envelope
         return Frame(codec.number, envelope.dtype, codec.digest, envelope.sequence, count, 0, envelope.total, payload)
 
-    def _own_frame(self, memory: np.ndarray | Apart, nbytes: int, values: np.ndarray) -> Frame:
+    def _own_frame(self, memory: np.ndarray, nbytes: int, values: np.ndarray) -> Frame:
         if is_capturing(values):
-            return self.trusted(self.codec, values.size, parts_of(memory)[1][: nbytes - HEADER_NBYTES])
-        return Frame.written_to(memory, nbytes)
+            return self.trusted(self.codec, values.size, memory[HEADER_NBYTES:nbytes])
+        return Frame.read(memory[:nbytes])
 
     def encode_sum_into(
         self,
-        memory: np.ndarray | Apart,
+        memory: np.ndarray,
         own: np.ndarray,
         place: int,
         frames: Mapping[int, Frame],
@@ -121,7 +121,7 @@ class Encoder(ABC):
         place: int,
         remembered: tuple[np.ndarray | None, dict[str, np.ndarray]],
         divisor: int,
-        memory: np.ndarray | Apart,
+        memory: np.ndarray,
         envelope: Envelope,
     ) -> int:
         residual, state = remembered
@@ -145,7 +145,7 @@ class Encoder(ABC):
         return residual if residual is not None and residual.dtype == self.dtype else state.get("scales")
 
     def _encode_keep(
-        self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray | Apart, envelope: Envelope
+        self, values: np.ndarray, place: int, kept: np.ndarray | None, memory: np.ndarray, envelope: Envelope
     ) -> int:
         decoded = self.array(values.size) if kept is None else kept
         if self.error_sq is None:
